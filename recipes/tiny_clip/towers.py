@@ -1,0 +1,145 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The two towers: open_clip's modules (so that the keys are OpenAI's), read block by block."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anomalib_fbclip.data.procedural.captions import vocabulary_texts
+
+PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 112, 128, 8, 3, 128, 77
+TAPS = (1, 2, 4, 6, 8)
+"""Blocks, counted from 1, that FB-CLIP reads."""
+
+
+class Vocabulary:
+    """CLIP's tokenizer with its ids mapped onto the rows of a short table; the last row is for unknown words.
+
+    Attributes:
+        ids: CLIP's ids of the rows, int64 ``[V]``, sorted.
+        unknown: Number of the row for every other id.
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer = SimpleTokenizer()
+        found = {0, self.tokenizer.sot_token_id, self.tokenizer.eot_token_id}
+        for text in vocabulary_texts():
+            found.update(self.tokenizer.encode(text))
+        self.ids = torch.tensor(sorted(found))
+        self.unknown = len(self.ids)
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Rows ``[T, 77]`` and the end-of-text positions ``[T]``."""
+        tokens = self.tokenizer(texts, context_length=LENGTH)
+        rows = torch.searchsorted(self.ids, tokens).clamp(max=self.unknown - 1)
+        rows = torch.where(self.ids[rows] == tokens, rows, self.unknown)
+        return rows, tokens.argmax(dim=-1)
+
+
+def build(vocabulary: Vocabulary) -> CLIP:
+    """A fresh model whose token table has ``V + 1`` rows, patches started as cosines and positions as sines."""
+    vision = CLIPVisionCfg(layers=LAYERS, width=WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
+    text = CLIPTextCfg(vocab_size=vocabulary.unknown + 1, width=WIDTH, heads=WIDTH // 64, layers=TEXT_LAYERS)
+    model = CLIP(JOINT, vision, text, quick_gelu=True)
+    with torch.no_grad():
+        model.visual.conv1.weight.copy_(_cosine_patches())
+        model.visual.positional_embedding[1:] = _sine_positions(IMAGE_SIZE // PATCH)
+    return model
+
+
+def _cosine_patches() -> Tensor:
+    """Patch embedding from the lowest 2-D cosines of brightness and of two colour differences, ``[W, 3, P, P]``."""
+    place = (np.arange(PATCH) + 0.5) * np.pi / PATCH
+    colours = np.array([[1, 1, 1], [1, 0, -1], [-0.5, 1, -0.5]]) / np.array([[3**0.5], [2**0.5], [1.5**0.5]])
+    bases = []
+    for rank in range(PATCH * PATCH * 3):
+        colour, down, across = rank % 3, rank // 3 // PATCH, rank // 3 % PATCH
+        wave = np.outer(np.cos(down * place), np.cos(across * place))
+        cost = (down + across) * (1 if colour == 0 else 2) + (0 if colour == 0 else 2)
+        bases.append((cost, rank, colours[colour][:, None, None] * wave / np.linalg.norm(wave)))
+    chosen = [basis for _, _, basis in sorted(bases, key=lambda item: item[:2])[:WIDTH]]
+    return torch.tensor(np.stack(chosen), dtype=torch.float32) * 0.35
+
+
+def _sine_positions(side: int) -> Tensor:
+    """2-D sines, ``[side * side, W]``, of small size."""
+    rates = torch.exp(-math.log(100.0) * torch.arange(WIDTH // 4) / (WIDTH // 4))
+    angle = torch.arange(side)[:, None] * rates[None]
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
+    down = wave[:, None].expand(side, side, -1)
+    return 0.2 * torch.cat([down, wave[None].expand(side, side, -1)], dim=-1).reshape(side * side, WIDTH)
+
+
+def _block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """One residual block on ``[B, N, W]``."""
+    batch, length, width = x.shape
+    attention = block.attn
+    qkv = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.view(batch, length, 3, width // 64, 64).permute(2, 0, 3, 1, 4)
+    mixed = (
+        functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, length, width)
+    )
+    x = x + functional.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
+    return x + block.mlp(block.ln_2(x))
+
+
+def vision_tokens(model: CLIP, images: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:
+    """Tokens after the chosen blocks (counted from 1), class token first, before ``ln_post``; ``[B, N, W]`` each."""
+    visual = model.visual
+    x = visual.conv1(images).flatten(2).transpose(1, 2)
+    side, here = IMAGE_SIZE // PATCH, images.shape[-1] // PATCH
+    positions = visual.positional_embedding
+    if here != side:
+        plane = positions[1:].T.reshape(1, WIDTH, side, side)
+        plane = functional.interpolate(plane, size=(here, here), mode="bilinear", align_corners=False)
+        positions = torch.cat([positions[:1], plane.flatten(2)[0].T])
+    first = visual.class_embedding.expand(len(x), 1, -1)
+    x = visual.ln_pre(torch.cat([first, x], dim=1) + positions)
+    kept = []
+    for number, block in enumerate(visual.transformer.resblocks, start=1):
+        x = _block(block, x, None)
+        if number in taps:
+            kept.append(x)
+    return kept
+
+
+def text_features(
+    model: CLIP,
+    rows: Tensor,
+    ends: Tensor,
+    causal: bool,
+    context: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Text vectors in both readings, L2-normalised.
+
+    Args:
+        model: The towers.
+        rows: Row numbers ``[T, 77]``.
+        ends: End-of-text positions ``[T]``.
+        causal: CLIP's own mask, or full attention over all 77 positions.
+        context: ``[C, 12, W]`` to put in the places 1..12 of the first ``C`` texts.
+
+    Returns:
+        End-of-text feature and (mean + 0.5 end-of-text), ``[T, d]`` each.
+    """
+    x = model.token_embedding(rows)
+    if context is not None:
+        x = x.clone()
+        x[: len(context), 1 : 1 + context.shape[1]] = context
+    x = x + model.positional_embedding
+    mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1) if causal else None
+    for block in model.transformer.resblocks:
+        x = _block(block, x, mask)
+    x = model.ln_final(x)
+    end = x[torch.arange(len(x)), ends] @ model.text_projection
+    mean = x.mean(dim=1) @ model.text_projection
+    return functional.normalize(end, dim=-1), functional.normalize(mean + 0.5 * end, dim=-1)

@@ -1,0 +1,219 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Train the embedded CLIP on procedural surfaces: one command, two CPU cores, a fixed number of minutes.
+
+    python -m recipes.tiny_clip.train_backbone --minutes 70
+
+Two processes of one thread each average their gradients. Schedules follow the share of the time that is used up, so the
+learning rate always ends at zero in time, on any machine. Started again with the same ``--work``, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from recipes.tiny_clip.batches import make_batch
+from recipes.tiny_clip.evaluate import evaluate
+from recipes.tiny_clip.losses import compute
+from recipes.tiny_clip.optim import build_optimisers
+from recipes.tiny_clip.towers import Vocabulary, build
+from recipes.tiny_clip.weights import export
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
+
+logger = logging.getLogger("tiny_clip")
+
+STAGES = ((0.22, 64, 40), (0.50, 96, 24), (1.0, 112, 20))
+"""(until this share of the time, image size, pictures a process and step)."""
+SAVE_EVERY_S, LOOK_EVERY_S = 180.0, 600.0
+
+
+def schedule(used: float) -> float:
+    """Factor on the learning rates: warm up over 2 % of the time, hold, cosine to zero over the last 65 %."""
+    if used < 0.02:
+        return max(used / 0.02, 0.02)
+    return 1.0 if used < 0.35 else 0.5 * (1 + math.cos(math.pi * min((used - 0.35) / 0.65, 1.0)))
+
+
+def average_gradients(model: CLIP, world: int, used: float) -> tuple[float, float]:
+    """Average the gradients and the clocks of all processes, clip to norm 1; returns (clock, norm before)."""
+    grads = []
+    for param in model.parameters():
+        param.grad = torch.zeros_like(param) if param.grad is None else param.grad
+        grads.append(param.grad)
+    flat = torch.cat([grad.flatten() for grad in grads] + [torch.tensor([used])])
+    if world > 1:
+        dist.all_reduce(flat)
+        flat /= world
+    norm = flat[:-1].norm()
+    flat[:-1] *= (1.0 / (norm + 1e-6)).clamp(max=1.0)
+    start = 0
+    for grad in grads:
+        grad.copy_(flat[start : start + grad.numel()].view_as(grad))
+        start += grad.numel()
+    return float(flat[-1]), float(norm)
+
+
+def save(path: Path, content: dict) -> None:
+    """``torch.save`` that leaves a whole file or the former one."""
+    temporary = path.with_suffix(".partial")
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+class Trainer:
+    """One process of the training: model, average, optimisers, clock, and what of it goes to disk.
+
+    Args:
+        rank: Number of this process; the first one writes.
+        arguments: Of the command line.
+    """
+
+    def __init__(self, rank: int, arguments: argparse.Namespace) -> None:
+        self.rank, self.arguments, self.folder = rank, arguments, Path(arguments.work)
+        self.notes = {"recipe": "recipes/tiny_clip/train_backbone.py", "seed": str(arguments.seed)}
+        torch.manual_seed(arguments.seed)
+        self.vocabulary = Vocabulary()
+        self.model = build(self.vocabulary)
+        self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
+        self.optimisers = build_optimisers(self.model, arguments.muon_lr, arguments.adam_lr)
+        self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
+        self.step, self.pictures, before = 0, 0, 0.0
+        if (self.folder / "checkpoint.pt").exists():
+            before = self._restore()
+        self.start = time.monotonic() - before
+        self.rng = np.random.default_rng((arguments.seed, rank, self.step))
+        torch.manual_seed(int(self.rng.integers(2**31)))
+
+    def _restore(self) -> float:
+        """Go on from the checkpoint; returns the seconds that it had taken."""
+        kept = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+        self.model.load_state_dict(kept["model"])
+        self.average.load_state_dict(kept["average"])
+        for optimiser, state in zip(self.optimisers, kept["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        self.step, self.pictures = kept["step"], kept["pictures"]
+        return kept["seconds"]
+
+    @property
+    def used(self) -> float:
+        """Share of the time budget that this process has used."""
+        return (time.monotonic() - self.start) / (self.arguments.minutes * 60.0)
+
+    def train_step(self, used: float) -> tuple[float, dict[str, float]]:
+        """One batch, one update; returns the averaged clock and the losses."""
+        size, count = next((size, count) for until, size, count in STAGES if used < until)
+        if size == STAGES[-1][1] and self.step % 8 == 7:
+            size, count = 144, 12
+        batch = make_batch(self.rng, count, size)
+        losses = compute(self.model, self.vocabulary, batch, self.rng, self.step)
+        self.model.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        used, norm = average_gradients(self.model, self.arguments.processes, self.used)
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(used)
+            optimiser.step()
+        self.step, self.pictures = self.step + 1, self.pictures + count * self.arguments.processes
+        decay = min(0.998, (self.step + 1) / (self.step + 10)) if used < 0.9 else 0.99
+        with torch.no_grad():
+            for kept, now in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(now, 1 - decay)
+        return used, {"norm": norm} | {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def save(self) -> None:
+        """Write the checkpoint, and what could be used already."""
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers], "step": self.step}
+        state |= {"pictures": self.pictures, "seconds": time.monotonic() - self.start}
+        save(self.folder / "checkpoint.pt", state)
+        self.export(self.folder / "latest.safetensors")
+
+    def export(self, path: Path) -> None:
+        """Write the averaged weights."""
+        notes = self.notes | {"pictures": str(self.pictures), "minutes": str(self.arguments.minutes)}
+        export(self.average.state_dict(), self.vocabulary, path, **notes)
+
+    def look(self, name: str, **settings: object) -> None:
+        """Log the numbers on the unseen families."""
+        for row, numbers in evaluate(self.average, self.vocabulary, **settings).items():
+            logger.info("%s: %-40s %s", name, row, numbers)
+
+
+def work(rank: int, arguments: argparse.Namespace) -> None:
+    """Run one process from start to end."""
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    world = arguments.processes
+    if world > 1:
+        meet = f"file://{Path(arguments.work).resolve()}/meet"
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
+    trainer = Trainer(rank, arguments)
+    words = trainer.vocabulary.unknown
+    logger.info("seed %d, %d words, step %d, %g minutes", arguments.seed, words, trainer.step, arguments.minutes)
+    used, sums = trainer.used, {}
+    saved = looked = time.monotonic()
+    while used < 1.0:
+        used, losses = trainer.train_step(used)
+        for name, loss in losses.items():
+            sums.setdefault(name, []).append(loss)
+        if rank:
+            continue
+        if trainer.step % 50 == 0:
+            line = "  ".join(f"{name} {np.mean(values):.3f}" for name, values in sums.items())
+            logger.info("%5.1f %%  step %d  pictures %d  %s", 100 * used, trainer.step, trainer.pictures, line)
+            sums = {}
+        now = time.monotonic()
+        if now - saved > SAVE_EVERY_S:
+            saved = now
+            trainer.save()
+        if now - looked > LOOK_EVERY_S:
+            looked = now
+            trainer.look("look", each=24, sizes=(112,))
+    if rank == 0:
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
+        trainer.save()
+        trainer.export(Path(arguments.out))
+        logger.info("trained %d steps, %d pictures -> %s", trainer.step, trainer.pictures, arguments.out)
+        trainer.look("final")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=70.0, help="time budget; the schedules follow it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", default="./tiny_clip", help="folder for checkpoints")
+    parser.add_argument("--out", default="anomalib_fbclip/clip/tiny/clip.safetensors")
+    parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+    parser.add_argument("--muon-lr", type=float, default=0.006)
+    parser.add_argument("--adam-lr", type=float, default=1.2e-3)
+    arguments = parser.parse_args()
+    Path(arguments.work).mkdir(parents=True, exist_ok=True)
+    (Path(arguments.work) / "meet").unlink(missing_ok=True)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if arguments.processes == 1:
+        work(0, arguments)
+    else:
+        torch.multiprocessing.spawn(work, (arguments,), arguments.processes)
+
+
+if __name__ == "__main__":
+    main()
