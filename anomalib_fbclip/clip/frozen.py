@@ -1,0 +1,185 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``FrozenCLIP``: both towers of a CLIP, never trained, giving tokens instead of one vector."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from .build import build_from_openai_state_dict
+from .text import text_tokens
+from .vision import block_tokens
+
+
+class FrozenCLIP(nn.Module):
+    """Frozen CLIP (paper, section 3.1): tokens of chosen blocks, and all text tokens.
+
+    The module stays in evaluation mode whatever its parent does, and its parameters carry no gradient.
+
+    Args:
+        clip: An open_clip model whose visual tower is a plain ``VisionTransformer`` with a class token.
+        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the size that the
+            weights were trained with.
+        name: What the backbone is called in adapters and messages.
+
+    Raises:
+        TypeError: If the visual tower is not a plain vision transformer.
+        ValueError: If ``image_size`` is not a positive multiple of the patch size.
+
+    Example:
+        >>> clip = FrozenCLIP.from_state_dict(torch.load("ViT-L-14.pt"), image_size=518)  # doctest: +SKIP
+        >>> tokens = clip.encode_image(images, layers=(6, 12, 24))  # doctest: +SKIP
+    """
+
+    def __init__(self, clip: nn.Module, image_size: int | None = None, name: str = "custom") -> None:
+        super().__init__()
+        visual = clip.visual
+        if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "ln_pre", "transformer", "proj")):
+            msg = f"FrozenCLIP needs a plain vision transformer with a class token, got {type(visual).__name__}: {name}."
+            raise TypeError(msg)
+        self.name = name
+        self.visual = visual
+        self.text = clip if hasattr(clip, "token_embedding") else clip.text
+        self.patch_size = int(visual.conv1.kernel_size[0])
+        trained_grid = round((visual.positional_embedding.shape[0] - 1) ** 0.5)
+        self.image_size = trained_grid * self.patch_size if image_size is None else image_size
+        self._check_size(self.image_size)
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        state_dict: Mapping[str, torch.Tensor],
+        image_size: int | None = None,
+        quick_gelu: bool = True,
+        name: str = "custom",
+    ) -> "FrozenCLIP":
+        """Build from weights in OpenAI's format; every size is read from the tensors.
+
+        Args:
+            state_dict: Tensors under OpenAI's names (``visual.conv1.weight``, ``token_embedding.weight``, ...).
+                It is not changed.
+            image_size: See the class.
+            quick_gelu: Activation; OpenAI's weights need QuickGELU.
+            name: See the class.
+
+        Raises:
+            ValueError: If a tensor is missing, unexpected or of another shape than the others imply.
+        """
+        return cls(build_from_openai_state_dict(state_dict, quick_gelu=quick_gelu), image_size=image_size, name=name)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks of the visual tower."""
+        return len(self.visual.transformer.resblocks)
+
+    @property
+    def vision_width(self) -> int:
+        """Width D of the visual tokens."""
+        return self.visual.proj.shape[0]
+
+    @property
+    def embed_dim(self) -> int:
+        """Width d of the joint image-text space."""
+        return self.visual.proj.shape[1]
+
+    @property
+    def text_width(self) -> int:
+        """Width W of the text tokens."""
+        return self.text.positional_embedding.shape[1]
+
+    @property
+    def context_length(self) -> int:
+        """Places of a prompt (77 for CLIP)."""
+        return self.text.positional_embedding.shape[0]
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side at ``image_size``."""
+        return self.image_size // self.patch_size
+
+    def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
+        """Return ``layers`` as a tuple of block numbers, counted from 1.
+
+        Raises:
+            ValueError: If it is empty, out of range, repeated or not ascending.
+        """
+        chosen = tuple(int(layer) for layer in layers)
+        if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > self.num_layers:
+            msg = (
+                f"feature_layers={list(layers)} does not fit backbone {self.name!r}: "
+                f"give ascending block numbers from 1 to {self.num_layers}, counted from 1."
+            )
+            raise ValueError(msg)
+        return chosen
+
+    def encode_image(self, images: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+        """Tokens of chosen blocks.
+
+        Args:
+            images: Images ``[B, 3, H, H]`` normalised with CLIP's mean and standard deviation, H a multiple of the
+                patch size (positions are resized to it).
+            layers: Block numbers, counted from 1, ascending.
+
+        Returns:
+            list[torch.Tensor]: For each layer ``[B, 1 + g * g, D]``, class token first, without ``ln_post``.
+
+        Raises:
+            ValueError: If the images are empty, not square, not RGB or no multiple of the patch size.
+        """
+        self._check_images(images)
+        with torch.no_grad():
+            return block_tokens(self.visual, images, self.check_layers(layers))
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Visual tokens ``[..., D]`` to the joint space ``[..., d]``, without ``ln_post``."""
+        return tokens @ self.visual.proj
+
+    def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Word embeddings ``[P, 77, W]`` of token ids ``[P, 77]``, without positions."""
+        return self.text.token_embedding(token_ids)
+
+    def encode_text(self, embeddings: torch.Tensor, causal: bool = True) -> torch.Tensor:
+        """All text tokens ``[P, 77, W]`` after ``ln_final``; gradients reach ``embeddings``."""
+        return text_tokens(self.text, embeddings, causal)
+
+    def project_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text tokens ``[..., W]`` to the joint space ``[..., d]``."""
+        return tokens @ self.text.text_projection
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that tell one set of weights from another, from 64 values of every tensor."""
+        digest = hashlib.sha256()
+        for key, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().reshape(-1)
+            sample = values[torch.linspace(0, values.numel() - 1, 64, device=values.device).long()]
+            digest.update(f"{key}{tuple(tensor.shape)}".encode())
+            digest.update(sample.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def train(self, mode: bool = True) -> "FrozenCLIP":
+        """Stay in evaluation mode: the backbone is frozen."""
+        del mode
+        return super().train(mode=False)
+
+    def _check_size(self, size: int) -> None:
+        if size < self.patch_size or size % self.patch_size:
+            low = max(self.patch_size, size // self.patch_size * self.patch_size)
+            msg = (
+                f"image_size={size} is not a multiple of the patch size {self.patch_size} of backbone {self.name!r}: "
+                f"use {low} or {low + self.patch_size}."
+            )
+            raise ValueError(msg)
+
+    def _check_images(self, images: torch.Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            msg = f"images of shape {tuple(images.shape)}: expected square RGB images [B, 3, H, H]; resize them first."
+            raise ValueError(msg)
+        if images.shape[0] == 0:
+            msg = f"images of shape {tuple(images.shape)}: the batch is empty; give at least one image."
+            raise ValueError(msg)
+        self._check_size(images.shape[-1])

@@ -1,0 +1,229 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Adapter files: ours (safetensors with metadata) and the published ``.pth`` format.
+
+Nothing here unpickles without ``weights_only``. A file is read and checked as a whole before the model is touched.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import anomalib_fbclip
+
+if TYPE_CHECKING:
+    from .torch_model import FBCLIPModel
+
+AdapterMetadata = dict[str, Any]
+
+FORMAT = "anomalib-fbclip-adapter"
+FORMAT_VERSION = 1
+
+_PUBLISHED = (
+    (r"^fb_Attention\.([fb]g)_(norm|to_q|to_k|to_v)\.(.+)$", r"attention.\1.\2.\3"),
+    (r"^fb_Attention\.([fb]g)_to_out\.0\.(.+)$", r"attention.\1.to_out.\2"),
+    (r"^fb_Attention\.([fb]g)_scale$", r"attention.\1.scale"),
+    (r"^fb_Attention\.(gate|norm)\.(.+)$", r"attention.\1.\2"),
+    (r"^token_selector\.(.+)$", r"text_fusion.token_selector.\1"),
+    (r"^text_projection_mlp\.(.+)$", r"text_fusion.projection.\1"),
+    (r"^scale_weights$", r"scale_weights"),
+    (r"^prompt_learner\.ctx_pos$", r"prompts.normal_context"),
+    (r"^prompt_learner\.ctx_neg$", r"prompts.abnormal_context"),
+)
+_PUBLISHED_UNUSED = re.compile(
+    r"^(layer_selector|fusion_weights?|gate_network)\b"
+    r"|^prompt_learner\.(token_(prefix|suffix)|tokenized_prompts|compound_prompts_text|compound_prompt_projections)",
+)
+
+
+def our_name(published: str) -> str | None:
+    """Translate a parameter name of the published format; ``None`` for one that its method never uses.
+
+    Raises:
+        ValueError: If the name belongs to neither.
+    """
+    for pattern, replacement in _PUBLISHED:
+        if re.match(pattern, published):
+            name = re.sub(pattern, replacement, published)
+            return name.replace(".fg.", ".foreground.").replace(".bg.", ".background.")
+    if _PUBLISHED_UNUSED.match(published):
+        return None
+    msg = f"unknown tensor {published!r}"
+    raise ValueError(msg)
+
+
+def architecture(model: "FBCLIPModel") -> AdapterMetadata:
+    """What a model and an adapter must have in common, plus the image size, which may differ."""
+    return {
+        "backbone": model.clip.name,
+        "backbone_fingerprint": model.clip.fingerprint(),
+        "feature_layers": list(model.feature_layers),
+        "n_ctx": model.prompts.n_ctx,
+        "text_poolings": sorted(model.text_fusion.poolings),
+        "views": list(model.views),
+        "attention": model.attention is not None,
+        "suppression": model.suppression,
+        "bank": model.bank,
+        "causal_text": model.causal_text,
+        "temperature": model.temperature,
+        "image_size": model.clip.image_size,
+    }
+
+
+def save(model: "FBCLIPModel", path: str | Path, **extra: str | float | None) -> Path:
+    """Write the trained tensors and what they were made for.
+
+    The file is written aside and renamed, so no half-written adapter is ever seen under its name.
+
+    Args:
+        model: Model to save.
+        path: File to write, ``.safetensors``.
+        **extra: Further metadata, such as ``source`` (the dataset trained on) and ``epoch``.
+
+    Returns:
+        Path: The file written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        msg = f"adapter path {str(path)!r}: use the suffix .safetensors."
+        raise ValueError(msg)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state_dict().items()}
+    metadata = {
+        **architecture(model),
+        **extra,
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "versions": {"anomalib_fbclip": anomalib_fbclip.__version__, "torch": str(torch.__version__)},
+        "sha256": digest(tensors),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(to_bytes(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
+    """Load an adapter into a model, all of it or nothing.
+
+    Returns:
+        AdapterMetadata: The file's metadata; for the published format its ``epoch``, ``loss``, ``source_domain``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, altered, or does not fit the model; both sides are named.
+    """
+    tensors, metadata = read(path)
+    _check_architecture(model, metadata, str(path))
+    expected = model.trained_state_dict()
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        msg = f"adapter {str(path)!r} does not fit this model: missing tensors {missing}, unexpected {unexpected}."
+        raise ValueError(msg)
+    fitted = {}
+    for name, tensor in tensors.items():
+        value, target = tensor.float(), expected[name]
+        if value.shape != target.shape and value.numel() == target.numel() and "context" in name:
+            value = value.reshape(target.shape)
+        if value.shape != target.shape:
+            msg = (
+                f"adapter {str(path)!r} was made for another backbone: {name} is {tuple(value.shape)} there and "
+                f"{tuple(target.shape)} in a model on {model.clip.name!r} with n_ctx={model.prompts.n_ctx}."
+            )
+            raise ValueError(msg)
+        if not torch.isfinite(value).all():
+            msg = f"adapter {str(path)!r} is damaged: {name} holds NaN or infinite values."
+            raise ValueError(msg)
+        fitted[name] = value
+    model.load_state_dict(fitted)
+    return metadata
+
+
+def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
+    """Read an adapter's tensors, under our names, and its metadata."""
+    path = resolve(path)
+    if not path.is_file():
+        msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
+        raise FileNotFoundError(msg)
+    try:
+        return _read_published(path) if path.suffix in {".pth", ".pt"} else _read_ours(path)
+    except Exception as error:
+        msg = f"adapter {str(path)!r} cannot be used: {error}"
+        raise ValueError(msg) from error
+
+
+def resolve(path: str | Path) -> Path:
+    """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache."""
+    if not str(path).startswith("hf:/"):
+        return Path(path).expanduser()
+    from huggingface_hub import hf_hub_download
+
+    # pathlib folds the two slashes into one, and anomalib's checkpoints turn paths into strings and back.
+    parts = str(path).removeprefix("hf:").lstrip("/").split("/")
+    if len(parts) < 3:
+        msg = f"adapter {str(path)!r}: write hf://owner/repo/file."
+        raise ValueError(msg)
+    return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename="/".join(parts[2:])))
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes of all tensors."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        if metadata.get("format") != FORMAT:
+            msg = "it is a safetensors file, but not an adapter of this package"
+            raise ValueError(msg)
+        if metadata.get("format_version") != FORMAT_VERSION:
+            msg = f"format version {metadata.get('format_version')}, this package reads {FORMAT_VERSION}: upgrade it"
+            raise ValueError(msg)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    if digest(tensors) != metadata.get("sha256"):
+        msg = "its SHA-256 does not match its tensors, the file was altered or swapped: fetch it again"
+        raise ValueError(msg)
+    return tensors, metadata
+
+
+def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict) or not {"prompt_learner", "model_trainable_params"} <= loaded.keys():
+        msg = "it has no 'prompt_learner' and 'model_trainable_params', as the published FB-CLIP weights have"
+        raise ValueError(msg)
+    prompts = {f"prompt_learner.{name}": tensor for name, tensor in loaded["prompt_learner"].items()}
+    tensors = {}
+    for published, tensor in {**prompts, **loaded["model_trainable_params"]}.items():
+        name = our_name(published)
+        if name is not None:
+            tensors[name] = tensor
+    return tensors, {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+
+
+def _check_architecture(model: "FBCLIPModel", metadata: AdapterMetadata, path: str) -> None:
+    ours = architecture(model)
+    ours.pop("image_size")
+    different = {key: (metadata[key], value) for key, value in ours.items() if metadata.get(key, value) != value}
+    if different:
+        both = "; ".join(f"{key}: adapter {theirs}, model {mine}" for key, (theirs, mine) in different.items())
+        msg = f"adapter {path!r} was made for another model. {both}."
+        raise ValueError(msg)

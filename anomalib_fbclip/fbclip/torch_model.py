@@ -1,0 +1,274 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""FB-CLIP as one readable pipeline: image tokens, mask, views, attention, suppression, scores."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.functional import grid_to_map, map_matrix, tokens_to_grid
+from anomalib_fbclip.prompts import PromptLearner
+
+from . import adapters
+from .attention import ForegroundBackgroundAttention
+from .background import BANKS, background_prototype, suppress_background
+from .foreground import foreground_mask
+from .stages import Stages
+from .text_fusion import POOLINGS, TextFeatureFusion, TextFeatures
+from .views import VIEWS, semantic_view, spatial_view
+
+PAPER_LAYERS = (1, 6, 12, 18, 24)
+_SCALE_WEIGHTS = 6
+
+
+class Scores(NamedTuple):
+    """What the losses need.
+
+    Attributes:
+        pred_score: Abnormal probability of the class token ``[B]``.
+        grid_map: Abnormal probability of the patches ``[B, g, g]``.
+        similarity: Similarity over temperature of the image's mean feature to both texts ``[B, 2]`` (SCR).
+    """
+
+    pred_score: torch.Tensor
+    grid_map: torch.Tensor
+    similarity: torch.Tensor
+
+
+def default_layers(num_layers: int) -> tuple[int, ...]:
+    """The paper's blocks 1, 6, 12, 18, 24, at the same relative depth in a tower of another depth."""
+    layers = {max(1, round(layer * num_layers / PAPER_LAYERS[-1])) for layer in PAPER_LAYERS}
+    return tuple(sorted(layers))
+
+
+class FBCLIPModel(nn.Module):
+    """FB-CLIP (Hu et al., CVPR 2026).
+
+    Args:
+        clip: Frozen backbone.
+        feature_layers: Blocks whose tokens are read, counted from 1. ``None``: 1, 6, 12, 18, 24 for a tower of 24
+            blocks, the same relative depths for another.
+        n_ctx: Learnable places of each prompt.
+        text_poolings: Poolings of the text tokens, out of ``"global"``, ``"attention"``, ``"eot"`` (Table 4).
+        views: Views of the image tokens, out of ``"id"``, ``"sem"``, ``"spa"`` (Table 3).
+        attention: Foreground-background attention on or off (Table 2).
+        suppression: Background suppression on or off (Table 2).
+        bank: Tokens behind the background prototype, ``"half"`` or ``"full"`` (Table 5).
+        causal_text: CLIP's causal mask in the text transformer. The released weights were trained without it.
+        temperature: Divides the cosine of tokens and text.
+        smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names the value.
+
+    Example:
+        >>> model = FBCLIPModel(clip=load_clip("ViT-L-14-336", "openai", image_size=518))  # doctest: +SKIP
+        >>> model.load_adapter("adapter.safetensors")  # doctest: +SKIP
+        >>> model.eval()(images).pred_score  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        feature_layers: Sequence[int] | None = None,
+        n_ctx: int = 12,
+        text_poolings: Sequence[str] = tuple(POOLINGS),
+        views: Sequence[str] = VIEWS,
+        attention: bool = True,
+        suppression: bool = True,
+        bank: str = "half",
+        causal_text: bool = False,
+        temperature: float = 0.07,
+        smoothing_sigma: float = 4.0,
+    ) -> None:
+        super().__init__()
+        _check(views, bank, temperature, smoothing_sigma)
+        self.clip = clip
+        self.feature_layers = clip.check_layers(feature_layers or default_layers(clip.num_layers))
+        self.views = tuple(view for view in VIEWS if view in views)
+        self.suppression = suppression
+        self.bank = bank
+        self.causal_text = causal_text
+        self.temperature = temperature
+        self.smoothing_sigma = smoothing_sigma
+
+        self.prompts = PromptLearner(clip, n_ctx)
+        self.text_fusion = TextFeatureFusion(clip, text_poolings)
+        self.attention = ForegroundBackgroundAttention(clip.vision_width) if attention else None
+        self.scale_weights = nn.Parameter(torch.ones(max(_SCALE_WEIGHTS, len(self.feature_layers))))
+        self._text_cache: tuple[object, torch.Tensor] | None = None
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        return_stages: bool = False,
+    ) -> InferenceBatch | tuple[InferenceBatch, Stages]:
+        """Score images.
+
+        Args:
+            images: Images ``[B, 3, H, H]`` normalised with CLIP's statistics, H a multiple of the patch size.
+            return_stages: Also return the tensors of every stage, for pictures and for tests.
+
+        Returns:
+            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both probabilities.
+            With ``return_stages``, a tuple of it and :class:`Stages`.
+
+        Raises:
+            ValueError: If the images are empty, not square, no multiple of the patch size, or hold NaN or infinity.
+        """
+        stages = Stages() if return_stages else None
+        scores = self.score(images, stages)
+        anomaly_map = self.upsample(scores.grid_map, images.shape[-1], self.smoothing_sigma)
+        batch = InferenceBatch(pred_score=scores.pred_score, anomaly_map=anomaly_map)
+        if stages is None:
+            return batch
+        stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-1], sigma=0)
+        stages.anomaly_map_smoothed = anomaly_map
+        return batch, stages
+
+    def score(self, images: torch.Tensor, stages: Stages | None = None) -> Scores:
+        """The method up to the probabilities of class token and patches; differentiable in training mode.
+
+        Axes: B images, N = 1 + L tokens, D vision width, d joint width.
+
+        Args:
+            images: See :meth:`forward`.
+            stages: Record to fill.
+        """
+        _check_finite(images)
+        text_features = self.text_features(stages)
+        tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
+        features = self.attended_views(tokens, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
+        if self.suppression:
+            prototype = background_prototype(features, self.bank)  # [B, D]
+            features = [suppress_background(feature, prototype) for feature in features]
+            if stages is not None:
+                stages.background_prototype = prototype
+        layer_weights = self.scale_weights.softmax(dim=0)
+        logits, joint = 0.0, features[0]
+        for index, feature in enumerate(features):
+            joint = self.clip.project(feature)  # [B, N, d]
+            similarity = F.normalize(joint, dim=-1) @ text_features.T / self.temperature  # [B, N, 2]
+            logits = logits + layer_weights[index // len(self.views)] * similarity
+            if stages is not None:
+                stages.suppressed_projected.append(joint)
+        abnormal = logits.softmax(dim=-1)[..., 1]  # [B, N]
+        mean_feature = F.normalize(joint.mean(dim=1), dim=-1)
+        similarity = mean_feature @ text_features.T / self.temperature
+        scores = Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:]), similarity)
+        if stages is not None:
+            stages.image_tokens = tokens
+            stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
+        return scores
+
+    def attended_views(self, tokens: Sequence[torch.Tensor], stages: Stages | None = None) -> list[torch.Tensor]:
+        """Views of every layer, through the attention that all of them share.
+
+        Masks and views hold no learnable parameter, so they are built without gradients.
+        """
+        features = []
+        previous = None
+        for layer_tokens in tokens:
+            with torch.no_grad():
+                mask = foreground_mask(layer_tokens, previous)
+                views = [self._view(name, layer_tokens, mask) for name in self.views]
+            attended = [view if self.attention is None else self.attention(view) for view in views]
+            features += attended
+            previous = layer_tokens
+            if stages is not None:
+                stages.add_layer(mask, dict(zip(self.views, views, strict=True)), dict(zip(self.views, attended)))
+        return features
+
+    def text_features(self, stages: Stages | None = None) -> torch.Tensor:
+        """Normal and abnormal text feature ``[2, d]``, of unit length.
+
+        They depend on the parameters alone, so outside training they are computed once and again only when a
+        parameter has changed.
+        """
+        if self.training or stages is not None or torch.is_grad_enabled():
+            features = self._fuse_text(stages)
+        else:
+            state = self._text_state()
+            if self._text_cache is None or self._text_cache[0] != state:
+                self._text_cache = (state, self._fuse_text().fused)
+            return self._text_cache[1]
+        return features.fused
+
+    def upsample(self, grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
+        """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
+        return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
+
+    def load_adapter(self, path: str | Path) -> adapters.AdapterMetadata:
+        """Load trained tensors: our adapter file, the published ``.pth`` format, or ``hf://owner/repo/file``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or was made for another backbone, layer set or architecture.
+        """
+        return adapters.load_into(self, path)
+
+    def trained_state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained tensors, without the frozen backbone."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False) -> object:
+        """Load a state dict with or without the frozen backbone's tensors."""
+        frozen = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("clip.")}
+        return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
+
+    def _view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        if name == "id":
+            return tokens
+        return semantic_view(tokens, mask) if name == "sem" else spatial_view(tokens, mask)
+
+    def _fuse_text(self, stages: Stages | None = None) -> TextFeatures:
+        embeddings = self.prompts()
+        tokens = self.clip.encode_text(embeddings, causal=self.causal_text)
+        features = self.text_fusion(tokens, self.prompts.end_of_text, self.clip)
+        if stages is not None:
+            stages.prompt_embeddings, stages.text_tokens, stages.text_features = embeddings, tokens, features.fused
+            stages.text_eot, stages.text_global = features.eot, features.global_
+            stages.text_attention = features.attention
+        return features
+
+    def _text_state(self) -> tuple[object, ...]:
+        parameters = [*self.prompts.parameters(), *self.text_fusion.parameters(), self.clip.text.text_projection]
+        return (self.causal_text, torch.is_autocast_enabled(), *((id(p), p.data_ptr(), _version(p)) for p in parameters))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "_text_cache": None}
+
+
+def _version(parameter: torch.Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version  # noqa: SLF001  # torch has no public name for it
+
+
+def _check(views: Sequence[str], bank: str, temperature: float, smoothing_sigma: float) -> None:
+    if not views or set(views) - set(VIEWS):
+        msg = f"views={list(views)}: choose one or more of {list(VIEWS)}."
+        raise ValueError(msg)
+    if bank not in BANKS:
+        msg = f"bank={bank!r}: choose one of {list(BANKS)}."
+        raise ValueError(msg)
+    if temperature <= 0:
+        msg = f"temperature={temperature}: give a positive number (the paper's is 0.07)."
+        raise ValueError(msg)
+    if smoothing_sigma < 0:
+        msg = f"smoothing_sigma={smoothing_sigma}: give 0 (no smoothing) or more pixels."
+        raise ValueError(msg)
+
+
+def _check_finite(images: torch.Tensor) -> None:
+    # A branch on tensor values breaks tracing, and an exported graph has no one to tell.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.isfinite(images).all():
+        return
+    bad = [index for index, image in enumerate(images) if not torch.isfinite(image).all()]
+    msg = f"images {bad} of the batch hold NaN or infinite pixels: remove or repair them."
+    raise ValueError(msg)

@@ -1,0 +1,42 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Everything that touches anomalib's tables, in one place.
+
+anomalib 2.7 has no plug-in hook. Its CLI and ``get_model`` find a model by name among the attributes of
+``anomalib.models`` and the direct subclasses of ``AnomalibModule``, and by path in the modules of ``ALLOWED_MODULES``;
+``get_datamodule`` looks among the attributes of ``anomalib.data``. All functions may be called any number of times.
+"""
+
+import sys
+from importlib import import_module
+
+MODELS = {"FBCLIP": "anomalib_fbclip.fbclip.lightning_model"}
+DATAMODULES = {"ProceduralSurfaces": "anomalib_fbclip.data.procedural_surfaces"}
+
+
+def register_models() -> None:
+    """Make our models known to ``anomalib.models``, where that module is already imported."""
+    host = sys.modules.get("anomalib.models")
+    if host is None:
+        return
+    host.ALLOWED_MODULES.add("anomalib_fbclip")
+    _expose(host, MODELS)
+
+
+def register_datamodules() -> None:
+    """Make our data modules known to ``anomalib.data``, where that module is already imported."""
+    host = sys.modules.get("anomalib.data")
+    if host is not None:
+        _expose(host, DATAMODULES)
+
+
+def _expose(host: object, table: dict[str, str]) -> None:
+    for name, path in table.items():
+        # None while the module is itself being imported: it calls register_* again as its last line.
+        item = getattr(import_module(path), name, None)
+        if item is None:
+            continue
+        setattr(host, name, item)
+        if name not in host.__all__:  # type: ignore[attr-defined]
+            host.__all__.append(name)  # type: ignore[attr-defined]
