@@ -1,0 +1,8 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Lightning callbacks of this package."""
+
+from .adapter_checkpoint import AdapterCheckpoint
+
+__all__ = ["AdapterCheckpoint"]

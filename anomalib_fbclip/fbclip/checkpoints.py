@@ -1,0 +1,72 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a Lightning checkpoint of FBCLIP holds: the trained tensors, never the frozen backbone."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .lightning_model import FBCLIP
+
+logger = logging.getLogger(__name__)
+
+FROM_CHECKPOINT = "checkpoint"
+"""Stands for ``weights`` in a checkpoint of a zero-shot model: the trained tensors come with the checkpoint, and the
+adapter file that they once came from need not exist any more."""
+
+_ABSENT = ("model.clip.", "evaluator.")
+_KEY = "anomalib_fbclip"
+_PRE_PROCESSOR = "anomalib_pre_processor_config"
+
+
+def strip(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
+    """Take backbone and evaluator out, note the backbone's fingerprint and the image size."""
+    checkpoint["state_dict"] = {
+        name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_ABSENT)
+    }
+    if module.weights is not None:
+        checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT
+    checkpoint[_KEY] = {
+        "backbone": module.model.clip.name,
+        "fingerprint": module.model.clip.fingerprint(),
+        "image_size": module.image_size,
+        "source": module.source,
+    }
+
+
+def check(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another backbone.
+
+    The model's image size wins over the checkpoint's: the data set has used it already, and resizing twice would
+    change every map without a word.
+
+    Raises:
+        ValueError: If the checkpoint was made on another backbone; both sides are named.
+    """
+    ours = checkpoint.get(_KEY)
+    if ours is None:
+        return
+    fingerprint = module.model.clip.fingerprint()
+    if ours["fingerprint"] != fingerprint:
+        msg = (
+            f"The checkpoint was made on backbone {ours['backbone']!r} (weights {ours['fingerprint']}), this model has "
+            f"{module.model.clip.name!r} (weights {fingerprint}): build the model with the same backbone and pretrained."
+        )
+        raise ValueError(msg)
+    if ours["image_size"] != module.image_size:
+        logger.warning(
+            "The checkpoint was made at image_size=%d, this model keeps its image_size=%d.",
+            ours["image_size"],
+            module.image_size,
+        )
+        checkpoint.pop(_PRE_PROCESSOR, None)
+    module.source = ours["source"]
+
+
+def refill(module: "FBCLIP", state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a stripped state dict with the module's own backbone and evaluator, so that strict loading passes."""
+    own = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_ABSENT)}
+    given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("evaluator.")}
+    return {**own, **given}
