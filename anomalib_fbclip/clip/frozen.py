@@ -156,7 +156,8 @@ class FrozenCLIP(nn.Module):
         digest = hashlib.sha256()
         for key, tensor in sorted(self.state_dict().items()):
             values = tensor.detach().reshape(-1)
-            sample = values[torch.linspace(0, values.numel() - 1, 64, device=values.device).long()]
+            # In whole numbers: float32 would round the last place of a large tensor past its end.
+            sample = values[torch.arange(64, device=values.device) * (values.numel() - 1) // 63]
             digest.update(f"{key}{tuple(tensor.shape)}".encode())
             digest.update(sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
