@@ -91,7 +91,9 @@ class FBCLIPModel(nn.Module):
         super().__init__()
         _check(views, bank, temperature, smoothing_sigma)
         self.clip = clip
-        self.feature_layers = clip.check_layers(feature_layers or default_layers(clip.num_layers))
+        self.feature_layers = clip.check_layers(
+            default_layers(clip.num_layers) if feature_layers is None else feature_layers
+        )
         self.views = tuple(view for view in VIEWS if view in views)
         self.suppression = suppression
         self.bank = bank
@@ -240,10 +242,13 @@ class FBCLIPModel(nn.Module):
 
     def _text_state(self) -> tuple[object, ...]:
         parameters = [*self.prompts.parameters(), *self.text_fusion.parameters(), self.clip.text.text_projection]
-        return (self.causal_text, torch.is_autocast_enabled(), *((id(p), p.data_ptr(), _version(p)) for p in parameters))
+        device = parameters[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return (self.causal_text, autocast, *((id(p), p.data_ptr(), _version(p)) for p in parameters))
 
     def __getstate__(self) -> dict[str, object]:
-        return {**super().__getstate__(), "_text_cache": None}
+        """Leave the cached text features out of copies: a copy has its own parameters."""
+        return {**self.__dict__, "_text_cache": None}
 
 
 def _version(parameter: torch.Tensor) -> int:
