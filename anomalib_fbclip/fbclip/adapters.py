@@ -103,8 +103,8 @@ def save(model: "FBCLIPModel", path: str | Path, **extra: str | float | None) ->
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "versions": {"anomalib_fbclip": anomalib_fbclip.__version__, "torch": str(torch.__version__)},
-        "sha256": digest(tensors),
     }
+    metadata["sha256"] = digest(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -134,6 +134,9 @@ def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
         raise ValueError(msg)
     fitted = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
+            msg = f"adapter {str(path)!r} is damaged: {name} is no dense tensor of floating-point numbers."
+            raise ValueError(msg)
         value, target = tensor.float(), expected[name]
         if value.shape != target.shape and value.numel() == target.numel() and "context" in name:
             value = value.reshape(target.shape)
@@ -178,12 +181,13 @@ def resolve(path: str | Path) -> Path:
     return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename="/".join(parts[2:])))
 
 
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes of all tensors."""
+def digest(tensors: Mapping[str, torch.Tensor], metadata: AdapterMetadata) -> str:
+    """SHA-256 over names, shapes, types and bytes of all tensors, and over the metadata."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
         sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    sha.update(json.dumps({key: value for key, value in metadata.items() if key != "sha256"}, sort_keys=True).encode())
     return sha.hexdigest()
 
 
@@ -199,8 +203,8 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
             msg = f"format version {metadata.get('format_version')}, this package reads {FORMAT_VERSION}: upgrade it"
             raise ValueError(msg)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    if digest(tensors) != metadata.get("sha256"):
-        msg = "its SHA-256 does not match its tensors, the file was altered or swapped: fetch it again"
+    if digest(tensors, metadata) != metadata.get("sha256"):
+        msg = "its SHA-256 does not match its content, the file was altered or swapped: fetch it again"
         raise ValueError(msg)
     return tensors, metadata
 
