@@ -62,7 +62,7 @@ def load_clip(
         msg = f"backbone={backbone!r} is not known: use {list(EMBEDDED)} or a ViT of open_clip.list_models()."
         raise ValueError(msg)
     if pretrained is None:
-        logger.warning("backbone %s starts from random weights (pretrained=None): for tests, not for results.", backbone)
+        logger.warning("backbone %s has random weights (pretrained=None): for tests, not for results.", backbone)
         clip = open_clip.create_model(backbone, force_quick_gelu=bool(quick_gelu))
     elif is_file(pretrained):
         clip = open_clip.create_model(backbone, force_quick_gelu=quick_gelu is not False)
@@ -97,6 +97,9 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:
         msg = f"CLIP weights {str(path)!r} cannot be read, the file is damaged or of another kind: {error}"
         raise ValueError(msg) from error
+    if not isinstance(state_dict, Mapping) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        msg = f"CLIP weights {str(path)!r} hold something else than named tensors: give a state dict of the backbone."
+        raise ValueError(msg)
     if "token_embedding.rows" in state_dict:
         state_dict = _expand_vocabulary(state_dict)
     return {name: tensor for name, tensor in state_dict.items() if name not in _NOT_WEIGHTS}
@@ -105,7 +108,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_gelu: bool = True) -> nn.Module:
     """Build an open_clip ``CLIP`` in float32 whose sizes are read from OpenAI-format weights.
 
-    Heads are 64 wide in both towers, as in every CLIP of OpenAI.
+    Heads are 64 wide in both towers, as in every CLIP of OpenAI; a narrower tower has one head.
     """
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
@@ -124,7 +127,7 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
     vision = CLIPVisionCfg(
         layers=depth("visual.transformer.resblocks."),
         width=width,
-        head_width=64,
+        head_width=min(64, width),
         patch_size=patch,
         image_size=grid * patch,
     )
@@ -132,7 +135,7 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
         context_length=context_length,
         vocab_size=vocabulary,
         width=text_width,
-        heads=text_width // 64,
+        heads=max(1, text_width // 64),
         layers=depth("transformer.resblocks."),
     )
     clip = CLIP(embed_dim, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu)
