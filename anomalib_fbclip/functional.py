@@ -34,9 +34,8 @@ def map_matrix(grid: int, size: int, sigma: float) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _map_matrix(grid: int, size: int, sigma: float) -> torch.Tensor:
-    upsample = F.interpolate(
-        torch.eye(grid, dtype=torch.float64)[None], size=size, mode="linear", align_corners=False
-    )[0].T
+    identity = torch.eye(grid, dtype=torch.float64)[None]
+    upsample = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
     return (_gaussian_matrix(size, sigma) @ upsample).float() if sigma > 0 else upsample.float()
 
 

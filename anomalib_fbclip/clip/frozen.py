@@ -38,7 +38,7 @@ class FrozenCLIP(nn.Module):
         super().__init__()
         visual = clip.visual
         if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "ln_pre", "transformer", "proj")):
-            msg = f"FrozenCLIP needs a plain vision transformer with a class token, got {type(visual).__name__}: {name}."
+            msg = f"FrozenCLIP needs a plain vision transformer with a class token, {name} has {type(visual).__name__}."
             raise TypeError(msg)
         self.name = name
         self.visual = visual

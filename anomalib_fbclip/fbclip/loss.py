@@ -81,7 +81,8 @@ class FBCLIPLoss(nn.Module):
                 the two pixel losses are left out.
 
         Returns:
-            dict[str, torch.Tensor]: ``focal_image``, ``focal_pixel``, ``dice``, ``scr`` as far as they apply, ``total``.
+            dict[str, torch.Tensor]: ``focal_image``, ``focal_pixel``, ``dice``, ``scr`` as far as they apply, and
+            ``total``.
         """
         parts = {"focal_image": focal_loss(pred_score, labels.to(pred_score.dtype), self.focal_gamma)}
         if masks is not None:

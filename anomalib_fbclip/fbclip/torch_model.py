@@ -91,9 +91,8 @@ class FBCLIPModel(nn.Module):
         super().__init__()
         _check(views, bank, temperature, smoothing_sigma)
         self.clip = clip
-        self.feature_layers = clip.check_layers(
-            default_layers(clip.num_layers) if feature_layers is None else feature_layers
-        )
+        layers = default_layers(clip.num_layers) if feature_layers is None else feature_layers
+        self.feature_layers = clip.check_layers(layers)
         self.views = tuple(view for view in VIEWS if view in views)
         self.suppression = suppression
         self.bank = bank
@@ -154,7 +153,7 @@ class FBCLIPModel(nn.Module):
             if stages is not None:
                 stages.background_prototype = prototype
         layer_weights = self.scale_weights.softmax(dim=0)
-        logits, joint = 0.0, features[0]
+        logits, joint = features[0].new_zeros(()), features[0]
         for index, feature in enumerate(features):
             joint = self.clip.project(feature)  # [B, N, d]
             similarity = F.normalize(joint, dim=-1) @ text_features.T / self.temperature  # [B, N, 2]
@@ -185,7 +184,11 @@ class FBCLIPModel(nn.Module):
             features += attended
             previous = layer_tokens
             if stages is not None:
-                stages.add_layer(mask, dict(zip(self.views, views, strict=True)), dict(zip(self.views, attended)))
+                stages.add_layer(
+                    mask,
+                    dict(zip(self.views, views, strict=True)),
+                    dict(zip(self.views, attended, strict=True)),
+                )
         return features
 
     def text_features(self, stages: Stages | None = None) -> torch.Tensor:
@@ -203,7 +206,8 @@ class FBCLIPModel(nn.Module):
             return self._text_cache[1]
         return features.fused
 
-    def upsample(self, grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
+    @staticmethod
+    def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
         """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
         return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
 
@@ -220,12 +224,18 @@ class FBCLIPModel(nn.Module):
         """The trained tensors, without the frozen backbone."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
 
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False) -> object:
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, torch.Tensor],
+        strict: bool = True,
+        assign: bool = False,
+    ) -> object:
         """Load a state dict with or without the frozen backbone's tensors."""
         frozen = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("clip.")}
         return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
 
-    def _view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _view(name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if name == "id":
             return tokens
         return semantic_view(tokens, mask) if name == "sem" else spatial_view(tokens, mask)

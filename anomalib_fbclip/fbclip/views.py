@@ -120,9 +120,8 @@ def _banded_sum(weights: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     batch, length, _ = weights.shape
     grid = padded.shape[1] - WINDOW + 1
     rows = weights.view(batch, grid, grid, WINDOW, WINDOW)
-    total = None
+    total = padded.new_zeros(())
     for shift in range(WINDOW):
         block = F.pad(rows[..., shift, :], (0, grid)).flatten(-2)[..., : grid * (grid + WINDOW - 1)]
-        part = block.unflatten(-1, (grid, grid + WINDOW - 1)) @ padded[:, shift : shift + grid]
-        total = part if total is None else total + part
+        total = total + block.unflatten(-1, (grid, grid + WINDOW - 1)) @ padded[:, shift : shift + grid]
     return total.reshape(batch, length, -1)
