@@ -13,13 +13,24 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "AdapterCheckpoint": "anomalib_fbclip.callbacks",
+    "AuxiliaryTransfer": "anomalib_fbclip.data",
     "FBCLIP": "anomalib_fbclip.fbclip",
     "FBCLIPModel": "anomalib_fbclip.fbclip",
     "FrozenCLIP": "anomalib_fbclip.clip",
+    "MagneticTile": "anomalib_fbclip.data",
     "ProceduralSurfaces": "anomalib_fbclip.data",
 }
 
-__all__ = ["AdapterCheckpoint", "FBCLIP", "FBCLIPModel", "FrozenCLIP", "ProceduralSurfaces", "__version__"]
+__all__ = [
+    "AdapterCheckpoint",
+    "AuxiliaryTransfer",
+    "FBCLIP",
+    "FBCLIPModel",
+    "FrozenCLIP",
+    "MagneticTile",
+    "ProceduralSurfaces",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,11 @@ import sys
 from importlib import import_module
 
 MODELS = {"FBCLIP": "anomalib_fbclip.fbclip.lightning_model"}
-DATAMODULES = {"ProceduralSurfaces": "anomalib_fbclip.data.procedural_surfaces"}
+DATAMODULES = {
+    "AuxiliaryTransfer": "anomalib_fbclip.data.auxiliary_transfer",
+    "MagneticTile": "anomalib_fbclip.data.magnetic_tile",
+    "ProceduralSurfaces": "anomalib_fbclip.data.procedural_surfaces",
+}
 
 
 def register_models() -> None:

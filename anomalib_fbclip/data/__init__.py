@@ -3,19 +3,26 @@
 
 """Data modules of this package."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .auxiliary_transfer import AuxiliaryTransfer
+    from .magnetic_tile import MagneticTile
     from .procedural_surfaces import ProceduralSurfaces
 
-__all__ = ["ProceduralSurfaces"]
+__all__ = ["AuxiliaryTransfer", "MagneticTile", "ProceduralSurfaces"]
+
+_MODULES = {
+    "AuxiliaryTransfer": "auxiliary_transfer",
+    "MagneticTile": "magnetic_tile",
+    "ProceduralSurfaces": "procedural_surfaces",
+}
 
 
 def __getattr__(name: str) -> object:
     # The generator is used without anomalib, by the recipe of the embedded backbone among others.
-    if name == "ProceduralSurfaces":
-        from .procedural_surfaces import ProceduralSurfaces
-
-        return ProceduralSurfaces
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -52,7 +52,7 @@ def check(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
     if ours["fingerprint"] != fingerprint:
         msg = (
             f"The checkpoint was made on backbone {ours['backbone']!r} (weights {ours['fingerprint']}), this model has "
-            f"{module.model.clip.name!r} (weights {fingerprint}): build the model with the same backbone and pretrained."
+            f"{module.model.clip.name!r} (weights {fingerprint}): give the model the same backbone and pretrained."
         )
         raise ValueError(msg)
     if ours["image_size"] != module.image_size:

@@ -203,7 +203,10 @@ class FBCLIP(AnomalibModule):
             create_versioned_dir(root.parent)
         if stage != "fit":
             return
-        unlimited = self.trainer.max_steps == -1 and self.trainer.fit_loop.max_epochs in {None, _LIGHTNING_DEFAULT_EPOCHS}
+        unlimited = self.trainer.max_steps == -1 and self.trainer.fit_loop.max_epochs in {
+            None,
+            _LIGHTNING_DEFAULT_EPOCHS,
+        }
         if unlimited:
             self.trainer.fit_loop.max_epochs = self.max_epochs or PAPER_EPOCHS
             logger.info("Training for %d epochs; --trainer.max_epochs sets another number.", self.trainer.max_epochs)
@@ -223,7 +226,8 @@ class FBCLIP(AnomalibModule):
         self.supervision = describe_training_data(self.trainer.train_dataloader)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
-            self.source = "/".join(filter(None, (datamodule.name, str(datamodule.category or ""))))
+            here = "-".join(filter(None, (datamodule.name, str(datamodule.category or ""))))
+            self.source = getattr(datamodule, "source_name", here)
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:
         """Loss of one batch, all its parts logged."""
@@ -257,7 +261,8 @@ class FBCLIP(AnomalibModule):
         del batch_idx, dataloader_idx
         return self._predict(batch)
 
-    def val_dataloader(self) -> list:
+    @staticmethod
+    def val_dataloader() -> list:
         """No validation data of its own: lets ``predict`` run on a folder alone."""
         return []
 
@@ -290,7 +295,8 @@ class FBCLIP(AnomalibModule):
         resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
         return PreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
 
-    def configure_post_processor(self) -> PostProcessor:
+    @staticmethod
+    def configure_post_processor() -> PostProcessor:
         """Thresholds from 0.5 on, on a fixed scale: :class:`ProbabilityPostProcessor`."""
         return ProbabilityPostProcessor()
 
