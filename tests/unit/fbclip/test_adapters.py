@@ -1,0 +1,101 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Adapter files: the same model back, or a refusal that leaves the model as it was."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from anomalib_fbclip.fbclip import adapters
+from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+
+
+@pytest.fixture(scope="module")
+def clip(small_clip):
+    return small_clip()
+
+
+def build(clip, seed=0, **arguments):
+    torch.manual_seed(seed)
+    return FBCLIPModel(clip, **{"feature_layers": (1, 3), "n_ctx": 3, **arguments}).eval()
+
+
+def refuse(model, path, text):
+    before = {name: tensor.clone() for name, tensor in model.trained_state_dict().items()}
+    with pytest.raises(ValueError, match=text):
+        model.load_adapter(path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.trained_state_dict().items())
+
+
+def test_round_trip_also_from_the_hub(clip, tmp_path, monkeypatch):
+    model, images = build(clip), torch.randn(1, 3, 32, 32)
+    path = adapters.save(model, tmp_path / "a.safetensors", source="Surfaces", epoch=2)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, filename: tmp_path / filename)
+    for place in (path, "hf://owner/repo/a.safetensors"):
+        other = build(clip, seed=1)
+        metadata = other.load_adapter(place)
+        assert (metadata["source"], metadata["epoch"], metadata["feature_layers"]) == ("Surfaces", 2, [1, 3])
+        assert torch.equal(other(images).anomaly_map, model(images).anomaly_map)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_refusals(clip, small_clip, tmp_path):
+    model = build(clip)
+    path = adapters.save(model, tmp_path / "a.safetensors", source="Surfaces")
+    content = path.read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for altered in (content[:-1] + bytes([content[-1] ^ 1]), content.replace(b"Surfaces", b"Surfacez")):
+        bad.write_bytes(altered)
+        refuse(model, bad, "SHA-256")
+    bad.write_bytes(content[: len(content) // 2])
+    refuse(model, bad, "cannot be used")
+    refuse(build(clip, feature_layers=(2,)), path, r"adapter \[1, 3\], model \[2\]")
+    refuse(build(small_clip(seed=5)), path, "backbone_fingerprint")
+    save_file(load_file(path), bad)
+    refuse(model, bad, "not an adapter")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        model.load_adapter(tmp_path / "nowhere.safetensors")
+
+
+def test_published_format(golden_model, tmp_path):
+    model, path = golden_model(), tmp_path / "a.pth"
+    published = torch.load(Path(__file__).parents[2] / "golden" / "fbclip_reference_a.pth", weights_only=True)
+    weights = published["model_trainable_params"]
+    for change, text in (
+        ({"scale_weights": torch.full((6,), torch.nan)}, "NaN"),
+        ({"scale_weights": 3}, "scale_weights"),
+        ({"scale_weights": torch.ones(7)}, r"\(7,\).*\(6,\)"),
+        ({"surprise": torch.ones(1)}, "surprise"),
+    ):
+        torch.save({**published, "model_trainable_params": {**weights, **change}}, path)
+        refuse(model, path, text)
+    torch.save({**published, "model_trainable_params": {k: v for k, v in weights.items() if "norm" not in k}}, path)
+    refuse(model, path, "missing")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("code from a file ran",))
+
+
+def test_code_in_a_pickle_does_not_run(clip, tmp_path):
+    path = tmp_path / "bomb.pth"
+    torch.save({"prompt_learner": Bomb(), "model_trainable_params": {}}, path)
+    refuse(build(clip), path, "cannot be used")
+    path.write_bytes(pickle.dumps(Bomb()))
+    refuse(build(clip), path, "cannot be used")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(content=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".pt", ".safetensors", ""]))
+def test_random_bytes(tmp_path, content, suffix):
+    path = tmp_path / f"random{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be used"):
+        adapters.read(path)
