@@ -20,7 +20,11 @@ def losses(model, golden):
     scores = model.score(golden["input.images"])
     anomaly_map = model.upsample(scores.grid_map, 84, 0)
     return FBCLIPLoss()(
-        scores.pred_score, anomaly_map, scores.similarity, golden["input.labels"], golden["input.masks"]
+        scores.pred_score,
+        anomaly_map,
+        scores.similarity,
+        golden["input.labels"],
+        golden["input.masks"],
     )
 
 

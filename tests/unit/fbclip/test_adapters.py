@@ -35,14 +35,14 @@ def refuse(model, path, text):
 
 def test_round_trip_also_from_the_hub(clip, tmp_path, monkeypatch):
     model, images = build(clip), torch.randn(1, 3, 32, 32)
-    path = adapters.save(model, tmp_path / "a.safetensors", source="Surfaces", epoch=2)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, filename: tmp_path / filename)
+    path = adapters.save(model, tmp_path / "owner" / "repo" / "a.safetensors", source="Surfaces", epoch=2)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, filename: tmp_path / repo_id / filename)
     for place in (path, "hf://owner/repo/a.safetensors"):
         other = build(clip, seed=1)
         metadata = other.load_adapter(place)
         assert (metadata["source"], metadata["epoch"], metadata["feature_layers"]) == ("Surfaces", 2, [1, 3])
         assert torch.equal(other(images).anomaly_map, model(images).anomaly_map)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+    assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
 def test_refusals(clip, small_clip, tmp_path):

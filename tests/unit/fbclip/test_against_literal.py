@@ -39,7 +39,8 @@ def tokens_and_mask(batch, grid, kind="mixed", width=16, seed=0):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
-    ("fast", "slow"), [(semantic_view, literal.semantic_view), (spatial_view, literal.spatial_view)]
+    ("fast", "slow"),
+    [(semantic_view, literal.semantic_view), (spatial_view, literal.spatial_view)],
 )
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), grid=st.integers(1, 9), kind=st.sampled_from(list(MASKS)), seed=st.integers(0, 99))
@@ -104,7 +105,10 @@ def test_map_matrix(grid, size, sigma):
     if sigma:
         expected = np.stack([gaussian_filter(m.astype(float), sigma, mode="reflect", truncate=4) for m in expected])
     assert_close(
-        grid_to_map(grid_map, map_matrix(grid, size, sigma)).double().numpy(), expected.astype(float), atol=1e-5, rtol=0
+        grid_to_map(grid_map, map_matrix(grid, size, sigma)).double().numpy(),
+        expected.astype(float),
+        atol=1e-5,
+        rtol=0,
     )
 
 
