@@ -81,7 +81,8 @@ class ProceduralSurfaces(AnomalibDataModule):
         category: A family, a group (``train``, ``test``, ``all``), or a list of families. ``test`` are the families
             that the embedded backbone has never seen, see
             :data:`~anomalib_fbclip.data.procedural.families.TEST_ONLY_FAMILIES`.
-        image_size: Side of the square pictures in pixels, at least 32.
+        image_size: Side of the square pictures in pixels, at least 32, or the pair that ``get_datamodule`` makes
+            of it.
         num_train: Train pictures a family, at least 1.
         num_test: Test pictures a family, at least 2.
         train_anomalous: Whether every second train picture has a defect, with its mask: what FB-CLIP's adapter is
@@ -115,7 +116,7 @@ class ProceduralSurfaces(AnomalibDataModule):
         self,
         root: Path | str | None = "./datasets/ProceduralSurfaces",
         category: str | list[str] = "wood",
-        image_size: int = 224,
+        image_size: int | tuple[int, int] = 224,
         num_train: int = 40,
         num_test: int = 40,
         train_anomalous: bool = False,
@@ -150,6 +151,11 @@ class ProceduralSurfaces(AnomalibDataModule):
         self.root = Path(resolve_dataset_root(root, "ProceduralSurfaces"))
         self.families = resolve(category)
         self.category = category if isinstance(category, str) else "+".join(category)
+        if not isinstance(image_size, int):
+            if len(set(image_size)) != 1:
+                msg = f"image_size={tuple(image_size)} is not square: give one number."
+                raise ValueError(msg)
+            image_size = image_size[0]
         self.spec = CacheSpec(image_size, num_train, num_test, train_anomalous, variation, seed)
 
     def prepare_data(self) -> None:

@@ -56,6 +56,8 @@ class FBCLIP(AnomalibModule):
         backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
         pretrained: Backbone weights: an open_clip tag, a local file (the network is then never touched), or ``None``
             for random ones. Not used by ``"tiny"``.
+        pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
+            for ``pretrained=None``.
         image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the paper's 518 for
             patches of 14 pixels, else the size that the backbone was trained with.
         feature_layers: Blocks whose tokens are read, counted from 1. ``None``: the paper's 1, 6, 12, 18, 24, at the
@@ -101,6 +103,7 @@ class FBCLIP(AnomalibModule):
         self,
         backbone: str = "ViT-L-14-336",
         pretrained: str | None = "openai",
+        pre_trained: bool = True,
         image_size: int | None = None,
         feature_layers: Sequence[int] | None = None,
         weights: str | None = "auto",
@@ -128,7 +131,7 @@ class FBCLIP(AnomalibModule):
         visualizer: Visualizer | bool = True,
     ) -> None:
         # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
-        pretrained = str(pretrained) if pretrained is not None else None
+        pretrained = str(pretrained) if pretrained is not None and pre_trained else None
         weights = str(weights) if weights is not None else None
         feature_layers = tuple(feature_layers) if feature_layers is not None else None
         text_poolings, views, betas = tuple(text_poolings), tuple(views), (float(betas[0]), float(betas[1]))

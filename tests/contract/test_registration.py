@@ -114,7 +114,7 @@ def test_configs_parse(config: str, tmp_path: Path) -> None:
     ("arguments", "expected"),
     [
         (["train", "--model", "FBCLIP", "--model.backbone", "tiny", "--print_config"], "smoothing_sigma: 4.0"),
-        (["train", "--model.help", "FBCLIP"], "--model.init_args.feature_layers"),
+        (["train", "--model.help", "FBCLIP"], "--model.feature_layers"),
     ],
 )
 def test_print_config_and_help(arguments: list[str], expected: str, capsys: pytest.CaptureFixture) -> None:

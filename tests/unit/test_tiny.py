@@ -1,0 +1,73 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The embedded backbone and adapter: small, fast to load, and trained."""
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from anomalib import LearningType
+from torchmetrics.functional.classification import binary_auroc
+
+from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.clip.build import EMBEDDED, read_weights
+from anomalib_fbclip.data.procedural.defects import KINDS
+from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
+from anomalib_fbclip.data.procedural.generator import generate
+
+FOLDER = EMBEDDED["tiny"]
+WEIGHTS = FOLDER / "clip.safetensors"
+ADAPTER = FOLDER / "adapter.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return FBCLIP(backbone="tiny").eval()
+
+
+def test_both_files_stay_below_eight_megabytes():
+    assert WEIGHTS.stat().st_size + ADAPTER.stat().st_size < 8_000_000
+
+
+def test_weights_are_read_within_a_second():
+    begin = time.perf_counter()
+    read_weights(WEIGHTS)
+    assert time.perf_counter() - begin < 1
+
+
+def test_unknown_words_share_one_row_and_known_ones_do_not():
+    from open_clip import tokenizer
+
+    table = read_weights(WEIGHTS)["token_embedding.weight"]
+    assert table.shape[0] == 49408
+    strange = tokenizer.tokenize(["xylophone zebra"])[0, 1:3]
+    known = tokenizer.tokenize(["with without"])[0, 1:3]
+    assert torch.equal(table[strange[0]], table[strange[1]])
+    assert not torch.equal(table[known[0]], table[known[1]])
+    assert not torch.equal(table[known[0]], table[strange[0]])
+
+
+def test_zero_shot_by_default_and_trainable_on_request(model):
+    assert model.learning_type is LearningType.ZERO_SHOT
+    assert model.source == "ProceduralSurfaces/train"
+    assert FBCLIP(backbone="tiny", weights=None).learning_type is LearningType.ONE_CLASS
+
+
+@torch.no_grad()
+def test_finds_defects_on_families_that_it_never_saw(model):
+    samples = [
+        generate(family, kind, 224, (9, place, number), variation=0.5)
+        for place, family in enumerate(TEST_ONLY_FAMILIES)
+        for number, defect in enumerate(KINDS[:6])
+        for kind in ("good", defect)
+    ]
+    images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2).float() / 255
+    found = model.model(model.pre_processor.transform(images))
+    size = found.anomaly_map.shape[-1]
+    masks = [cv2.resize(s.mask.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) for s in samples]
+    labels = torch.tensor([int(sample.kind != "good") for sample in samples])
+    assert binary_auroc(found.pred_score, labels) > 0.8
+    assert binary_auroc(found.anomaly_map.flatten(), torch.from_numpy(np.stack(masks)).flatten().long()) > 0.8
