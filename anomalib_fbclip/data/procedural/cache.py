@@ -20,7 +20,7 @@ from anomalib_fbclip.data.procedural.generator import MIN_SIZE, Sample, generate
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's folder name; raise it when the same seed gives other pictures."""
 GOOD = "good"
 MASKS = {"train": "ground_truth_train", "test": "ground_truth"}
@@ -104,10 +104,12 @@ def write_family(root: Path, family: str, spec: CacheSpec) -> Path:
     for split in SPLITS:
         for number in range(spec.count(split)):
             sample = draw(family, spec, split, number)
-            _write(temporary / split / sample.kind / f"{number:04d}.png", sample.image[..., ::-1])
+            # The family is in the name, too: anomalib's pictures of results keep the last folder and the name only.
+            name = f"{family}_{number:04d}.png"
+            _write(temporary / split / sample.kind / name, sample.image[..., ::-1])
             if sample.kind != GOOD:
                 mask = sample.mask.astype(np.uint8) * 255
-                _write(temporary / MASKS[split] / sample.kind / f"{number:04d}.png", mask)
+                _write(temporary / MASKS[split] / sample.kind / name, mask)
     try:
         temporary.rename(target)
     except OSError:  # another process was faster: its folder holds the same bytes
