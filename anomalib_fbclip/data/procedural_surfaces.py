@@ -87,7 +87,8 @@ class ProceduralSurfaces(AnomalibDataModule):
         num_test: Test pictures a family, at least 2.
         train_anomalous: Whether every second train picture has a defect, with its mask: what FB-CLIP's adapter is
             trained on.
-        variation: Strength of the normal variation (light, gloss, borders, marks), 0..1.
+        variation: Strength of the normal variation (light, gloss, borders, marks), 0..1. 0.5 is an inspection station:
+            one part, one camera, changing light; 1 adds cast shadows, labels and edges as of free hand-held pictures.
         train_batch_size: Batch size of the train loader.
         eval_batch_size: Batch size of the validation and test loaders.
         num_workers: Worker processes of the loaders.
@@ -120,7 +121,7 @@ class ProceduralSurfaces(AnomalibDataModule):
         num_train: int = 40,
         num_test: int = 40,
         train_anomalous: bool = False,
-        variation: float = 1.0,
+        variation: float = 0.5,
         train_batch_size: int = 32,
         eval_batch_size: int = 32,
         num_workers: int = 0,
