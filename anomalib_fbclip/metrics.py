@@ -36,7 +36,10 @@ def bin_to_score(index: torch.Tensor) -> torch.Tensor:
     """A score below all scores of bin ``index`` and above all of the bins before."""
     low = torch.where(index <= _HALF, index, 2 * _HALF - index + 1)
     edge = (low.int() << _SHIFT).view(torch.float32)
-    return torch.where(index <= _HALF, torch.nextafter(edge, torch.tensor(-1.0)), 1 - edge)
+    # Bins near 1 are finer than float32 is there: where 1 - edge was rounded up, a score of this bin could equal it.
+    above = 1 - edge
+    above = torch.where(1 - above < edge, torch.nextafter(above, torch.tensor(0.0)), above)
+    return torch.where(index <= _HALF, torch.nextafter(edge, torch.tensor(-1.0)), above)
 
 
 class ScoreHistogram(Metric):

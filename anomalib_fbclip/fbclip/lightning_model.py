@@ -315,7 +315,7 @@ class FBCLIP(AnomalibModule):
         if bad:
             msg = f"NaN or infinite pixels in {bad}: remove or repair these pictures."
             raise ValueError(msg)
-        uniform = [name for name, flat in zip(names, (high == low).all(dim=-1), strict=False) if flat]
+        uniform = [name for name, flat in zip(names, (high - low < 1e-3).all(dim=-1), strict=False) if flat]
         if uniform and not self._warned_uniform:
             self._warned_uniform = True
             logger.warning(

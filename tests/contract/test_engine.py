@@ -136,7 +136,9 @@ def test_normal_images_alone_train_with_synthetic_anomalies_and_say_so(model, su
 def test_labels_without_masks_drop_the_pixel_losses_and_say_so(model, surfaces, engine, caplog) -> None:
     data = surfaces(train_anomalous=True)
     data.setup()
-    data.train_data.samples["mask_path"] = ""
+    samples = data.train_data.samples.assign(mask_path="")
+    samples.attrs["task"] = "classification"
+    data.train_data.samples = samples
     data._is_setup = True
     fbclip = model(**TRAIN)
     with caplog.at_level(logging.WARNING):

@@ -24,7 +24,7 @@ def _write(folder: Path, kind: str) -> Path:
     elif kind == "palette":
         Image.fromarray(noise[..., :3]).convert("P").save(path)
     elif kind == "sixteen_bit":
-        Image.fromarray(noise[..., 0].astype(np.uint16) * 200).save(path)
+        Image.fromarray(noise[..., 0].astype(np.uint16) * 200 + 5000).save(path)
     else:
         Image.fromarray(noise[..., :3]).save(path)
         if kind == "truncated":
