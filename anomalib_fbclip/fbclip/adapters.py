@@ -227,6 +227,9 @@ def _check_architecture(model: "FBCLIPModel", metadata: AdapterMetadata, path: s
     ours = architecture(model)
     ours.pop("image_size")
     different = {key: (metadata[key], value) for key, value in ours.items() if metadata.get(key, value) != value}
+    if "backbone_fingerprint" not in different:
+        # The same weights go by another name when they come from a file instead of a tag.
+        different.pop("backbone", None)
     if different:
         both = "; ".join(f"{key}: adapter {theirs}, model {mine}" for key, (theirs, mine) in different.items())
         msg = f"adapter {path!r} was made for another model. {both}."

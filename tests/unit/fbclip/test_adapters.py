@@ -45,7 +45,7 @@ def test_round_trip_also_from_the_hub(clip, tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
-def test_refusals(clip, small_clip, tmp_path):
+def test_refusals(clip, small_clip, tmp_path, monkeypatch):
     model = build(clip)
     path = adapters.save(model, tmp_path / "a.safetensors", source="Surfaces")
     content = path.read_bytes()
@@ -57,6 +57,8 @@ def test_refusals(clip, small_clip, tmp_path):
     refuse(model, bad, "cannot be used")
     refuse(build(clip, feature_layers=(2,)), path, r"adapter \[1, 3\], model \[2\]")
     refuse(build(small_clip(seed=5)), path, "backbone_fingerprint")
+    monkeypatch.setattr(clip, "name", "the same weights from a file")
+    assert build(clip).load_adapter(path)["source"] == "Surfaces"
     save_file(load_file(path), bad)
     refuse(model, bad, "not an adapter")
     with pytest.raises(FileNotFoundError, match="nowhere"):
