@@ -264,6 +264,16 @@ class FBCLIP(AnomalibModule):
         del batch_idx, dataloader_idx
         return self._predict(batch)
 
+    def on_test_end(self) -> None:
+        """Say where the pictures are."""
+        directory = getattr(self.visualizer, "output_dir", None)
+        if directory is not None and Path(directory).is_dir():
+            logger.info("Pictures: %s", directory)
+
+    def on_predict_end(self) -> None:
+        """Say where the pictures are."""
+        self.on_test_end()
+
     @staticmethod
     def val_dataloader() -> list:
         """No validation data of its own: lets ``predict`` run on a folder alone."""
