@@ -144,12 +144,14 @@ def magnetic_tile(model: FBCLIP, folder: str) -> None:
 
 
 @torch.no_grad()
-def elpv(model: FBCLIP) -> None:
-    """Log the real photovoltaic cells of ``elpv-dataset``: cells with a defect probability of 1 against those of 0."""
+def elpv(model: FBCLIP, every: int) -> None:
+    """Log real photovoltaic cells of ``elpv-dataset``: cells with a defect probability of 1 against those of 0."""
     from elpv_dataset.utils import load_dataset
 
-    images, chance, kinds = load_dataset()
-    logger.info("\nelpv-dataset (real, image labels only; probability 1 is defective, 0 is good), percent")
+    images, chance, kinds = (column[::every] for column in load_dataset())
+    logger.info(
+        "\nelpv-dataset (real, image labels only; probability 1 is defective, 0 is good), cells ::%d, percent", every,
+    )
     logger.info("| cells | pictures | image AUROC |\n|---|---|---|")
     scores = []
     for start in range(0, len(images), 16):
@@ -173,10 +175,13 @@ def main() -> None:
     parser.add_argument("--variations", type=float, nargs="*", default=list(VARIATIONS))
     parser.add_argument("--train-only", action="store_true", help="train the table's rows and stop")
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set")
-    parser.add_argument("--elpv", action="store_true", help="measure elpv-dataset, which must be installed")
+    parser.add_argument(
+        "--elpv", type=int, default=0, metavar="N", help="measure every N-th cell of elpv-dataset (installed)",
+    )
     parser.add_argument("--work", type=Path, default=Path("./tiny_clip_results"), help="keeps what is trained here")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     for name in ("tiny_results", "tiny_adapter"):
         logging.getLogger(name).setLevel(logging.INFO)
     cv2.setNumThreads(1)
@@ -192,7 +197,7 @@ def main() -> None:
     if arguments.magnetic_tile:
         magnetic_tile(committed, arguments.magnetic_tile)
     if arguments.elpv:
-        elpv(committed)
+        elpv(committed, arguments.elpv)
 
 
 if __name__ == "__main__":
