@@ -197,14 +197,17 @@ class FBCLIPModel(nn.Module):
         They depend on the parameters alone, so outside training they are computed once and again only when a
         parameter has changed.
         """
-        if self.training or stages is not None or torch.is_grad_enabled():
-            features = self._fuse_text(stages)
-        else:
-            state = self._text_state()
-            if self._text_cache is None or self._text_cache[0] != state:
-                self._text_cache = (state, self._fuse_text().fused)
+        if torch.compiler.is_exporting() and not self.training and self._text_cache is not None:
+            # An exported graph sees images only: the text tower becomes a constant of it.
             return self._text_cache[1]
-        return features.fused
+        if self.training or stages is not None:
+            return self._fuse_text(stages).fused
+        state = self._text_state()
+        if torch.is_grad_enabled() or self._text_cache is None or self._text_cache[0] != state:
+            features = self._fuse_text().fused
+            self._text_cache = (state, features.detach())
+            return features
+        return self._text_cache[1]
 
     @staticmethod
     def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:

@@ -150,7 +150,8 @@ def elpv(model: FBCLIP, every: int) -> None:
 
     images, chance, kinds = (column[::every] for column in load_dataset())
     logger.info(
-        "\nelpv-dataset (real, image labels only; probability 1 is defective, 0 is good), cells ::%d, percent", every,
+        "\nelpv-dataset (real, image labels only; probability 1 is defective, 0 is good), cells ::%d, percent",
+        every,
     )
     logger.info("| cells | pictures | image AUROC |\n|---|---|---|")
     scores = []
@@ -176,7 +177,11 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true", help="train the table's rows and stop")
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set")
     parser.add_argument(
-        "--elpv", type=int, default=0, metavar="N", help="measure every N-th cell of elpv-dataset (installed)",
+        "--elpv",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure every N-th cell of elpv-dataset (installed)",
     )
     parser.add_argument("--work", type=Path, default=Path("./tiny_clip_results"), help="keeps what is trained here")
     arguments = parser.parse_args()
