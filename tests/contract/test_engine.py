@@ -65,6 +65,13 @@ def test_training_ends_with_metrics_pictures_checkpoint_and_adapter(trained, sur
             again = engine().test(other, datamodule=surfaces())
         assert again[0]["pixel_AUROC"] == pytest.approx(results[0]["pixel_AUROC"], abs=1e-4), way
 
+    # And an export from the checkpoint carries its tensors.
+    other = FBCLIP(backbone="tiny", image_size=56, weights=None, seed=5)
+    path = engine().export(other, ExportType.TORCH, export_root=root / "exported", ckpt_path=checkpoint)
+    exported = torch.load(path, weights_only=False)["model"].model.trained_state_dict()
+    for name, tensor in fbclip.model.trained_state_dict().items():
+        assert torch.equal(exported[name], tensor), name
+
 
 def test_training_resumes(trained, model, surfaces, engine) -> None:
     fbclip, root, _ = trained
