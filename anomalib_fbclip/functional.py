@@ -3,6 +3,7 @@
 
 """Plain functions on tokens and maps, shared by the models."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -61,3 +62,33 @@ def tokens_to_grid(values: torch.Tensor) -> torch.Tensor:
     """``[B, L]`` in raster order to the square ``[B, g, g]``."""
     grid = round(values.shape[-1] ** 0.5)
     return values.unflatten(-1, (grid, grid))
+
+
+def relative_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """Blocks at the same relative depth in another tower.
+
+    Args:
+        layers: Blocks of a tower of ``layers[-1]`` blocks, counted from 1.
+        num_layers: Blocks of the tower at hand.
+
+    Returns:
+        tuple[int, ...]: Ascending; fewer where two fall on one block.
+    """
+    return tuple(sorted({max(1, round(layer * num_layers / layers[-1])) for layer in layers}))
+
+
+def check_finite(images: torch.Tensor) -> None:
+    """Refuse NaN and infinite pixels.
+
+    Args:
+        images: ``[B, 3, H, W]``.
+
+    Raises:
+        ValueError: If there are any; the message numbers the images.
+    """
+    # A branch on tensor values breaks tracing, and an exported graph has no one to tell.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.isfinite(images).all():
+        return
+    bad = [index for index, image in enumerate(images) if not torch.isfinite(image).all()]
+    msg = f"images {bad} of the batch hold NaN or infinite pixels: remove or repair them."
+    raise ValueError(msg)

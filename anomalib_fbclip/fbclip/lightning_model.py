@@ -5,30 +5,25 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from anomalib import LearningType
 from anomalib.data import Batch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
-from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
-from anomalib.utils.path import create_versioned_dir
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anomalib_fbclip import registration
+from anomalib_fbclip import checkpoints, registration
 from anomalib_fbclip.callbacks import AdapterCheckpoint
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
+from anomalib_fbclip.lightning import CLIP_MEAN, CLIP_STD, PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
-from anomalib_fbclip.post_processing import ProbabilityPostProcessor
 
-from . import adapters, checkpoints
+from . import adapters
 from .loss import FBCLIPLoss
 from .text_fusion import POOLINGS
 from .torch_model import FBCLIPModel
@@ -37,14 +32,11 @@ from .views import VIEWS
 
 logger = logging.getLogger(__name__)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PAPER_IMAGE_SIZE = 518
 PAPER_EPOCHS = 2
 _LIGHTNING_DEFAULT_EPOCHS = 1000
 
 
-class FBCLIP(AnomalibModule):
+class FBCLIP(CLIPModule, AnomalibModule):
     """FB-CLIP: fine-grained zero-shot anomaly detection with foreground-background disentanglement (CVPR 2026).
 
     With ``weights`` the model is zero-shot: ``anomalib train``, ``test`` and ``predict`` need no training, as with
@@ -171,7 +163,6 @@ class FBCLIP(AnomalibModule):
         self.seed = seed
         self.source: str | None = None
         self.supervision = Supervision.LABELS_AND_MASKS
-        self._warned_uniform = False
         self.weights = self._load_weights(backbone, weights)
 
     def _load_weights(self, backbone: str, weights: str | None) -> str | None:
@@ -188,11 +179,6 @@ class FBCLIP(AnomalibModule):
         """``ZERO_SHOT`` with an adapter, ``ONE_CLASS`` (anomalib's word for "trains") without."""
         return LearningType.ONE_CLASS if self.weights is None else LearningType.ZERO_SHOT
 
-    @property
-    def trainer_arguments(self) -> dict[str, Any]:
-        """Nothing: what the user's trainer says wins, see :meth:`setup` for the epochs."""
-        return {}
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the trained part (the backbone is frozen), without a schedule."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -200,10 +186,7 @@ class FBCLIP(AnomalibModule):
 
     def setup(self, stage: str) -> None:
         """Smooth the host's edges that a user would meet first: endless epochs, unseeded runs, ``latest`` folders."""
-        root = Path(self.trainer.default_root_dir)
-        if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
-            # A run of test or predict before the first train would leave a real folder where train expects a link.
-            create_versioned_dir(root.parent)
+        super().setup(stage)
         if stage != "fit":
             return
         unlimited = self.trainer.max_steps == -1 and self.trainer.fit_loop.max_epochs in {
@@ -249,96 +232,13 @@ class FBCLIP(AnomalibModule):
         self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
         return total
 
-    def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
-        """Scores and maps of one batch."""
-        del args, kwargs
-        return self._predict(batch)
-
-    def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
-        """Scores and maps of one batch."""
-        del batch_idx, args, kwargs
-        return self._predict(batch)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
-        """Scores and maps of one batch."""
-        del batch_idx, dataloader_idx
-        return self._predict(batch)
-
-    def on_test_end(self) -> None:
-        """Say where the pictures are."""
-        directory = getattr(self.visualizer, "output_dir", None)
-        if directory is not None and Path(directory).is_dir():
-            logger.info("Pictures: %s", directory)
-
-    def on_predict_end(self) -> None:
-        """Say where the pictures are."""
-        self.on_test_end()
-
-    @staticmethod
-    def val_dataloader() -> list:
-        """No validation data of its own: lets ``predict`` run on a folder alone."""
-        return []
-
     def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.fbclip.adapters.save`."""
         return adapters.save(self.model, path, source=self.source, pretrained=self.hparams.get("pretrained"), **extra)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone and the evaluator out of the checkpoint."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoints.strip(self, checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another backbone, keep this model's image size."""
-        checkpoints.check(self, checkpoint)
-        super().on_load_checkpoint(checkpoint)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> object:
-        """Load a state dict with or without backbone and evaluator."""
-        return super().load_state_dict(checkpoints.refill(self, state_dict), strict=strict, assign=assign)
-
-    @classmethod
-    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
-        """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
-
-        Args:
-            image_size: Height and width in pixels. ``None``: 518 x 518.
-        """
-        size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
-        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return PreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
-
-    @staticmethod
-    def configure_post_processor() -> PostProcessor:
-        """Thresholds from 0.5 on, on a fixed scale: :class:`ProbabilityPostProcessor`."""
-        return ProbabilityPostProcessor()
-
-    def _predict(self, batch: Batch) -> Batch:
-        self._check_pictures(batch)
-        return batch.update(**self.model(batch.image)._asdict())
-
-    def _check_pictures(self, batch: Batch) -> None:
-        """Name the files that hold NaN; warn once of pictures that hold nothing."""
-        low, high = torch.aminmax(batch.image.flatten(2), dim=-1)
-        names = batch.image_path or [f"number {index} of the batch" for index in range(len(batch.image))]
-        bad = [name for name, finite in zip(names, (high - low).isfinite().all(dim=-1), strict=False) if not finite]
-        if bad:
-            msg = f"NaN or infinite pixels in {bad}: remove or repair these pictures."
-            raise ValueError(msg)
-        uniform = [name for name, flat in zip(names, (high - low < 1e-3).all(dim=-1), strict=False) if flat]
-        if uniform and not self._warned_uniform:
-            self._warned_uniform = True
-            logger.warning(
-                "%s is one uniform colour. anomalib reads 16-bit pictures as plain white: convert them to 8 bit. "
-                "(Said once.)",
-                uniform[0],
-            )
-
 
 def _check(metrics: str, learning_rate: float, max_epochs: int | None) -> None:
-    if metrics not in {"default", "full"}:
-        msg = f"metrics={metrics!r}: choose 'default' or 'full'."
-        raise ValueError(msg)
+    check_metrics(metrics)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         msg = f"learning_rate={learning_rate}: give a positive number (the paper's is 5e-5)."
         raise ValueError(msg)

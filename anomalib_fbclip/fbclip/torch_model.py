@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.functional import grid_to_map, map_matrix, tokens_to_grid
+from anomalib_fbclip.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
 from anomalib_fbclip.prompts import PromptLearner
 
 from . import adapters
@@ -44,8 +44,7 @@ class Scores(NamedTuple):
 
 def default_layers(num_layers: int) -> tuple[int, ...]:
     """The paper's blocks 1, 6, 12, 18, 24, at the same relative depth in a tower of another depth."""
-    layers = {max(1, round(layer * num_layers / PAPER_LAYERS[-1])) for layer in PAPER_LAYERS}
-    return tuple(sorted(layers))
+    return relative_layers(PAPER_LAYERS, num_layers)
 
 
 class FBCLIPModel(nn.Module):
@@ -143,7 +142,7 @@ class FBCLIPModel(nn.Module):
             images: See :meth:`forward`.
             stages: Record to fill.
         """
-        _check_finite(images)
+        check_finite(images)
         text_features = self.text_features(stages)
         tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
         features = self.attended_views(tokens, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
@@ -281,12 +280,3 @@ def _check(views: Sequence[str], bank: str, temperature: float, smoothing_sigma:
     if smoothing_sigma < 0:
         msg = f"smoothing_sigma={smoothing_sigma}: give 0 (no smoothing) or more pixels."
         raise ValueError(msg)
-
-
-def _check_finite(images: torch.Tensor) -> None:
-    # A branch on tensor values breaks tracing, and an exported graph has no one to tell.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.isfinite(images).all():
-        return
-    bad = [index for index, image in enumerate(images) if not torch.isfinite(image).all()]
-    msg = f"images {bad} of the batch hold NaN or infinite pixels: remove or repair them."
-    raise ValueError(msg)

@@ -1,14 +1,14 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a Lightning checkpoint of FBCLIP holds: the trained tensors, never the frozen backbone."""
+"""What a Lightning checkpoint of our models holds: what was trained, never the frozen backbone."""
 
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .lightning_model import FBCLIP
+    from .lightning import CLIPModule
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _KEY = "anomalib_fbclip"
 _PRE_PROCESSOR = "anomalib_pre_processor_config"
 
 
-def strip(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
+def strip(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
     """Take backbone and evaluator out, note the backbone's fingerprint and the image size."""
     checkpoint["state_dict"] = {
         name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_ABSENT)
@@ -36,7 +36,7 @@ def strip(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
     }
 
 
-def check(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
+def check(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
     """Refuse a checkpoint of another backbone.
 
     The model's image size wins over the checkpoint's: the data set has used it already, and resizing twice would
@@ -65,7 +65,7 @@ def check(module: "FBCLIP", checkpoint: dict[str, Any]) -> None:
     module.source = ours["source"]
 
 
-def refill(module: "FBCLIP", state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def refill(module: "CLIPModule", state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a stripped state dict with the module's own backbone and evaluator, so that strict loading passes."""
     own = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_ABSENT)}
     given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("evaluator.")}

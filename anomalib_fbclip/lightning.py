@@ -1,0 +1,151 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the Lightning modules of our models share: pictures in, predictions out, and the host's edges."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from anomalib.data import Batch
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.utils.path import create_versioned_dir
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+
+from anomalib_fbclip import checkpoints
+from anomalib_fbclip.post_processing import ProbabilityPostProcessor
+
+if TYPE_CHECKING:
+    from anomalib.models.components import AnomalibModule as _Base
+else:
+    # The host finds models among the direct subclasses of its base: a model names it itself, beside this mixin.
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PAPER_IMAGE_SIZE = 518
+
+
+class CLIPModule(_Base):
+    """Mixin of a Lightning module whose ``model`` scores batches of images with a frozen CLIP.
+
+    Attributes:
+        image_size: Side of the square input in pixels; set by the model.
+        weights: The adapter of a model that has one.
+        source: What the adapter was trained on, as far as it is known.
+    """
+
+    image_size: int
+    weights: str | None = None
+    source: str | None = None
+    _warned_uniform = False
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Nothing: what the user's trainer says wins."""
+        return {}
+
+    def setup(self, stage: str) -> None:
+        """Keep a run of test or predict from leaving a real ``latest`` folder."""
+        del stage
+        root = Path(self.trainer.default_root_dir)
+        if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
+            # A run of test or predict before the first train would leave a real folder where train expects a link.
+            create_versioned_dir(root.parent)
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
+        """Scores and maps of one batch."""
+        del args, kwargs
+        return self._predict(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
+        """Scores and maps of one batch."""
+        del batch_idx, args, kwargs
+        return self._predict(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        """Scores and maps of one batch."""
+        del batch_idx, dataloader_idx
+        return self._predict(batch)
+
+    def on_test_end(self) -> None:
+        """Say where the pictures are."""
+        directory = getattr(self.visualizer, "output_dir", None)
+        if directory is not None and Path(directory).is_dir():
+            logger.info("Pictures: %s", directory)
+
+    def on_predict_end(self) -> None:
+        """Say where the pictures are."""
+        self.on_test_end()
+
+    @staticmethod
+    def val_dataloader() -> list:
+        """No validation data of its own: lets ``predict`` run on a folder alone."""
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen backbone and the evaluator out of the checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoints.strip(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another backbone, keep this model's image size."""
+        checkpoints.check(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> object:
+        """Load a state dict with or without backbone and evaluator."""
+        return super().load_state_dict(checkpoints.refill(self, state_dict), strict=strict, assign=assign)
+
+    @classmethod
+    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
+
+        Args:
+            image_size: Height and width in pixels. ``None``: 518 x 518.
+        """
+        size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
+        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
+        return PreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+
+    @staticmethod
+    def configure_post_processor() -> PostProcessor:
+        """Thresholds from 0.5 on, on a fixed scale: :class:`ProbabilityPostProcessor`."""
+        return ProbabilityPostProcessor()
+
+    def _predict(self, batch: Batch) -> Batch:
+        self._check_pictures(batch)
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def _check_pictures(self, batch: Batch) -> None:
+        """Name the files that hold NaN; warn once of pictures that hold nothing."""
+        low, high = torch.aminmax(batch.image.flatten(2), dim=-1)
+        names = batch.image_path or [f"number {index} of the batch" for index in range(len(batch.image))]
+        bad = [name for name, finite in zip(names, (high - low).isfinite().all(dim=-1), strict=False) if not finite]
+        if bad:
+            msg = f"NaN or infinite pixels in {bad}: remove or repair these pictures."
+            raise ValueError(msg)
+        uniform = [name for name, flat in zip(names, (high - low < 1e-3).all(dim=-1), strict=False) if flat]
+        if uniform and not self._warned_uniform:
+            self._warned_uniform = True
+            logger.warning(
+                "%s is one uniform colour. anomalib reads 16-bit pictures as plain white: convert them to 8 bit. "
+                "(Said once.)",
+                uniform[0],
+            )
+
+
+def check_metrics(metrics: str) -> None:
+    """Refuse another name than those of the two sets of metrics.
+
+    Raises:
+        ValueError: If ``metrics`` is neither ``"default"`` nor ``"full"``.
+    """
+    if metrics not in {"default", "full"}:
+        msg = f"metrics={metrics!r}: choose 'default' or 'full'."
+        raise ValueError(msg)
