@@ -164,8 +164,8 @@ def self_test() -> Iterator[Finding]:
     """The embedded model on one drawn picture, with and without a planted defect: score and map must tell."""
     import torch
 
-    from anomalib_fbclip import FBCLIP
     from anomalib_fbclip.data.procedural.generator import generate
+    from anomalib_fbclip.fbclip.lightning_model import FBCLIP
 
     begin = time.perf_counter()
     model = FBCLIP(backbone="tiny").eval()

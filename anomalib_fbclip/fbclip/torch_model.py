@@ -131,6 +131,7 @@ class FBCLIPModel(nn.Module):
             return batch
         stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-1], sigma=0)
         stages.anomaly_map_smoothed = anomaly_map
+        stages.derive(self)
         return batch, stages
 
     def score(self, images: torch.Tensor, stages: Stages | None = None) -> Scores:
