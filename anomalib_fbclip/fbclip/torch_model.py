@@ -18,11 +18,11 @@ from anomalib_fbclip.prompts import PromptLearner
 
 from . import adapters
 from .attention import ForegroundBackgroundAttention
-from .background import BANKS, background_prototype, suppress_background
+from .background import BANKS, background_prototype, suppress_background, suppressed_similarity
 from .foreground import foreground_mask
 from .stages import Stages
 from .text_fusion import POOLINGS, TextFeatureFusion, TextFeatures
-from .views import VIEWS, semantic_view, spatial_view
+from .views import VIEWS, Mixing, identity_mixing, semantic_mixing, spatial_mixing
 
 PAPER_LAYERS = (1, 6, 12, 18, 24)
 _SCALE_WEIGHTS = 6
@@ -147,25 +147,19 @@ class FBCLIPModel(nn.Module):
         text_features = self.text_features(stages)
         tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
         features = self.attended_views(tokens, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
-        if self.suppression:
-            prototype = background_prototype(features, self.bank)  # [B, D]
-            features = [suppress_background(feature, prototype) for feature in features]
-            if stages is not None:
-                stages.background_prototype = prototype
+        prototype = background_prototype(features, self.bank) if self.suppression else None  # [B, D]
         layer_weights = self.scale_weights.softmax(dim=0)
-        logits, joint = features[0].new_zeros(()), features[0]
+        logits = 0.0
         for index, feature in enumerate(features):
-            joint = self.clip.project(feature)  # [B, N, d]
-            similarity = F.normalize(joint, dim=-1) @ text_features.T / self.temperature  # [B, N, 2]
-            logits = logits + layer_weights[index // len(self.views)] * similarity
-            if stages is not None:
-                stages.suppressed_projected.append(joint)
+            similarity = suppressed_similarity(feature, prototype, self.clip.visual.proj, text_features)  # [B, N, 2]
+            logits = logits + layer_weights[index // len(self.views)] * similarity / self.temperature
         abnormal = logits.softmax(dim=-1)[..., 1]  # [B, N]
-        mean_feature = F.normalize(joint.mean(dim=1), dim=-1)
-        similarity = mean_feature @ text_features.T / self.temperature
+        mean_feature = self.clip.project(self._suppress(features[-1], prototype).mean(dim=1))
+        similarity = F.normalize(mean_feature, dim=-1) @ text_features.T / self.temperature
         scores = Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:]), similarity)
         if stages is not None:
-            stages.image_tokens = tokens
+            stages.image_tokens, stages.background_prototype = tokens, prototype
+            stages.suppressed_projected = [self.clip.project(self._suppress(f, prototype)) for f in features]
             stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
         return scores
 
@@ -176,13 +170,23 @@ class FBCLIPModel(nn.Module):
         """
         features = []
         previous = None
+        folded = None if self.attention is None else self.attention.fold()
         for layer_tokens in tokens:
-            with torch.no_grad():
-                mask = foreground_mask(layer_tokens, previous)
-                views = [self._view(name, layer_tokens, mask) for name in self.views]
-            attended = [view if self.attention is None else self.attention(view) for view in views]
+            exact = layer_tokens.float()
+            with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
+                # Single weights decide here, and they cost little: in float32 whatever the precision around.
+                mask = foreground_mask(exact, previous)
+                mixings = [self._mixing(name, exact, mask) for name in self.views]
+                views = [mix(exact) for mix in mixings]
+            attended = views
+            if self.attention is not None:
+                projected = F.linear(layer_tokens, folded.projection)
+                attended = [
+                    self.attention.attend(view, mix(projected), folded)
+                    for view, mix in zip(views, mixings, strict=True)
+                ]
             features += attended
-            previous = layer_tokens
+            previous = exact
             if stages is not None:
                 stages.add_layer(
                     mask,
@@ -238,10 +242,14 @@ class FBCLIPModel(nn.Module):
         return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
 
     @staticmethod
-    def _view(name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _mixing(name: str, tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
         if name == "id":
-            return tokens
-        return semantic_view(tokens, mask) if name == "sem" else spatial_view(tokens, mask)
+            return identity_mixing
+        return semantic_mixing(tokens, mask) if name == "sem" else spatial_mixing(tokens, mask)
+
+    @staticmethod
+    def _suppress(feature: torch.Tensor, prototype: torch.Tensor | None) -> torch.Tensor:
+        return feature if prototype is None else suppress_background(feature, prototype)
 
     def _fuse_text(self, stages: Stages | None = None) -> TextFeatures:
         embeddings = self.prompts()

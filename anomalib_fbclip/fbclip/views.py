@@ -8,8 +8,13 @@ neighbouring tokens, so it runs as products of bands of one grid row with anothe
 matrices and the 25 copies of the tokens, are in ``tests/reference`` and give the same values.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+Mixing = Callable[[torch.Tensor], torch.Tensor]
+"""A view as what it is: a linear mixture of tokens ``[B, 1 + L, C]``, class token first, whatever their width C."""
 
 VIEWS = ("id", "sem", "spa")
 WINDOW = 5
@@ -17,6 +22,21 @@ _EPS = 1e-8
 
 
 def semantic_view(tokens: torch.Tensor, mask: torch.Tensor, strength: float = 0.6) -> torch.Tensor:
+    """SEM: the tokens ``[B, 1 + L, D]`` through their :func:`semantic_mixing`."""
+    return semantic_mixing(tokens, mask, strength)(tokens)
+
+
+def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """SPA: the tokens ``[B, 1 + L, D]`` through their :func:`spatial_mixing`."""
+    return spatial_mixing(tokens, mask)(tokens)
+
+
+def identity_mixing(values: torch.Tensor) -> torch.Tensor:
+    """ID: the tokens themselves."""
+    return values
+
+
+def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor, strength: float = 0.6) -> Mixing:
     """SEM: each patch drawn to the foreground and background patches of the whole image.
 
     Args:
@@ -25,31 +45,39 @@ def semantic_view(tokens: torch.Tensor, mask: torch.Tensor, strength: float = 0.
         strength: Share of the aggregated tokens; ``1 - strength`` stays with the token itself.
 
     Returns:
-        torch.Tensor: ``[B, 1 + L, D]``; the class token unchanged.
+        Mixing: Keeps the class token.
     """
     class_token, patches = tokens[:, :1], tokens[:, 1:]
     similarity = F.cosine_similarity(patches, class_token, dim=-1)
     foreground = (mask > 0.5).to(tokens.dtype)
-    background = 1 - foreground
     # Rows of the softmax: one weight for all foreground columns (p = 1), one for all background columns (p = 0.5).
-    to_foreground = _two_weights((1 - similarity) * mask, 1.0, 0.5, foreground)
-    to_background = _two_weights(similarity * (1 - mask), 0.0, 0.5, foreground)
+    to_foreground = _two_masses((1 - similarity) * mask, 1.0, 0.5, foreground)
+    to_background = _two_masses(similarity * (1 - mask), 0.0, 0.5, foreground)
     share = mask[..., None] * to_foreground + (1 - mask[..., None]) * to_background
-    sums = torch.stack((foreground, background), dim=1) @ patches
-    aggregated = share @ sums
-    return torch.cat((class_token, strength * aggregated + (1 - strength) * patches), dim=1)
+    members = torch.stack((foreground, 1 - foreground), dim=1)
+    members /= members.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    def mix(values: torch.Tensor) -> torch.Tensor:
+        class_value, patch_values = values[:, :1], values[:, 1:]
+        means = members.to(values.dtype) @ patch_values
+        mixed = torch.baddbmm(patch_values, share.to(values.dtype), means, beta=1 - strength, alpha=strength)
+        return torch.cat((class_value, mixed), dim=1)
+
+    return mix
 
 
-def _two_weights(logit: torch.Tensor, on: float, off: float, foreground: torch.Tensor) -> torch.Tensor:
-    """Softmax of ``logit * on`` over the foreground and ``logit * off`` over the background: both weights [B, L, 2]."""
+def _two_masses(logit: torch.Tensor, on: float, off: float, foreground: torch.Tensor) -> torch.Tensor:
+    """Softmax of ``logit * on`` over the foreground and ``logit * off`` over the background: both masses [B, L, 2]."""
     count = foreground.sum(dim=-1, keepdim=True)
     peak = torch.maximum(logit * on, logit * off)
-    weights = torch.stack((logit * on - peak, logit * off - peak), dim=-1).exp()
-    total = weights[..., 0] * count + weights[..., 1] * (foreground.shape[-1] - count)
-    return weights / total[..., None]
+    masses = torch.stack(
+        ((logit * on - peak).exp() * count, (logit * off - peak).exp() * (foreground.shape[-1] - count)),
+        dim=-1,
+    )
+    return masses / masses.sum(dim=-1, keepdim=True)
 
 
-def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
     """SPA: each patch rebuilt from its 5 x 5 neighbourhood, foreground and background apart.
 
     Args:
@@ -57,7 +85,7 @@ def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         mask: Foreground mask ``[B, L]``, values 0.5 and 1.
 
     Returns:
-        torch.Tensor: ``[B, 1 + L, D]``; the class token unchanged.
+        Mixing: Keeps the class token.
     """
     class_token, patches = tokens[:, :1], tokens[:, 1:]
     batch, length, width = patches.shape
@@ -67,11 +95,10 @@ def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     along = (patches @ direction[..., None]).view(places)
     norm = patches.norm(dim=-1).view(places)
     p = mask.view(places)
-    image = patches.view(batch, grid, grid, width)
 
     # Outside the grid a = b = 0: cosine 0, so 1 - cos = 1; p = 0 there, so 1 - p = 1.
     background_logits = _windows((1 - p) * along)
-    a = F.pad(p[..., None] * image, (0, 0, 2, 2, 2, 2))
+    a = F.pad(p[..., None] * patches.view(batch, grid, grid, width), (0, 0, 2, 2, 2, 2))
     mean = _box(a) / WINDOW**2
     squared_distance = (
         _windows((p * norm) ** 2) - 2 * _banded_dot(mean, a) + mean.square().sum(dim=-1).view(batch, length, 1)
@@ -83,8 +110,13 @@ def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     foreground = foreground_logits.softmax(dim=-1) * p_window / p_window.sum(dim=-1, keepdim=True).clamp(min=_EPS)
     remainder = 1 - p_window
     background = background_logits.softmax(dim=-1) * remainder / remainder.sum(dim=-1, keepdim=True).clamp(min=_EPS)
-    rebuilt = _banded_sum(foreground + background, F.pad(image, (0, 0, 2, 2, 2, 2)))
-    return torch.cat((class_token, rebuilt), dim=1)
+    bands = _bands(foreground + background, grid)
+
+    def mix(values: torch.Tensor) -> torch.Tensor:
+        image = F.pad(values[:, 1:].unflatten(1, (grid, grid)), (0, 0, 2, 2, 2, 2))
+        return torch.cat((values[:, :1], _banded_sum(bands.to(values.dtype), image)), dim=1)
+
+    return mix
 
 
 def _windows(values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
@@ -115,13 +147,17 @@ def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     return torch.cat(bands, dim=-1).reshape(batch, grid * grid, WINDOW**2)
 
 
-def _banded_sum(weights: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Sum of the 25 tokens around each place: weights ``[B, g * g, 25]`` -> ``[B, g * g, D]``."""
-    batch, length, _ = weights.shape
-    grid = padded.shape[1] - WINDOW + 1
-    rows = weights.view(batch, grid, grid, WINDOW, WINDOW)
-    total = padded.new_zeros(())
-    for shift in range(WINDOW):
-        block = F.pad(rows[..., shift, :], (0, grid)).flatten(-2)[..., : grid * (grid + WINDOW - 1)]
-        total = total + block.unflatten(-1, (grid, grid + WINDOW - 1)) @ padded[:, shift : shift + grid]
-    return total.reshape(batch, length, -1)
+def _bands(weights: torch.Tensor, grid: int) -> torch.Tensor:
+    """Weights of the 25 tokens around each place ``[B, g * g, 25]`` to row-by-row bands ``[5, B, g, g, g + 4]``."""
+    rows = weights.unflatten(1, (grid, grid)).unflatten(-1, (WINDOW, WINDOW))
+    padded = F.pad(rows.movedim(-2, 0), (0, grid)).flatten(-2)[..., : grid * (grid + WINDOW - 1)]
+    return padded.unflatten(-1, (grid, grid + WINDOW - 1))
+
+
+def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
+    """Sum of the 25 tokens around each place: bands, padded tokens ``[B, g + 4, g + 4, C]`` -> ``[B, g * g, C]``."""
+    grid = bands.shape[2]
+    total = bands[0] @ padded[:, :grid]
+    for shift in range(1, WINDOW):
+        total = total + bands[shift] @ padded[:, shift : shift + grid]
+    return total.flatten(1, 2)
