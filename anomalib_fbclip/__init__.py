@@ -19,6 +19,7 @@ _EXPORTS = {
     "FrozenCLIP": "anomalib_fbclip.clip",
     "MagneticTile": "anomalib_fbclip.data",
     "ProceduralSurfaces": "anomalib_fbclip.data",
+    "StageMaps": "anomalib_fbclip.callbacks.stage_maps",
 }
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "FrozenCLIP",
     "MagneticTile",
     "ProceduralSurfaces",
+    "StageMaps",
     "__version__",
 ]
 

@@ -1,0 +1,268 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Draws what every stage of FB-CLIP sees, one picture for each image (paper, Figures 4 and 5)."""
+
+import fnmatch
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from anomalib.data import Batch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from anomalib_fbclip.fbclip.stages import Stages
+from anomalib_fbclip.functional import tokens_to_grid
+from anomalib_fbclip.lightning import CLIP_MEAN, CLIP_STD
+
+logger = logging.getLogger(__name__)
+
+GROUPS = {
+    "mask": ("Foreground", "gray", 0.0, 1.0),
+    "view": ("Views: cosine to the class token", "viridis", 0.0, 1.0),
+    "gate": ("Gates: share of the foreground stream", "cividis", 0.0, 1.0),
+    "background": ("Cosine to the background prototype", "bone", 0.0, 1.0),
+    "text": ("Text: cosine to abnormal minus normal", "coolwarm", -0.6, 0.6),
+}
+"""Title, colours and scale of each group of panels. The scales are fixed, so pictures can be laid side by side."""
+
+PROBABILITY = ("inferno", 0.0, 1.0)
+"""Colours and scale of every map of probabilities."""
+
+_PANEL, _GAP, _MARGIN, _TOP = 1.0, 0.3, 0.75, 2.5
+
+
+class StageMaps(Callback):
+    """Write one picture of all stages for each chosen image of a test or prediction run.
+
+    Mask, views, gates, similarity to the background prototype and to the texts for every block, and the map without and
+    with background suppression. Drawing takes about a second an image, and the model runs a second time on it.
+
+    Args:
+        num_images: Images that are drawn at most, in their order; ``None``: all.
+        pattern: Only images whose path matches this shell pattern, such as ``"*/scratch/*"``.
+        dirpath: Folder to write to. ``None``: ``stages`` in the run's folder.
+
+    Raises:
+        ValueError: If ``num_images`` is below 1.
+        TypeError: When the run starts, if the model is no FB-CLIP.
+
+    Example:
+        >>> engine = Engine(callbacks=[StageMaps(num_images=4, pattern="*/crack/*")])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        num_images: int | None = 8,
+        pattern: str = "*",
+        dirpath: str | Path | None = None,
+    ) -> None:
+        if num_images is not None and num_images < 1:
+            msg = f"num_images={num_images}: give 1 or more, or None for all."
+            raise ValueError(msg)
+        self.num_images = num_images
+        self.pattern = pattern
+        self.dirpath = Path(dirpath) if dirpath is not None else None
+        self.paths: list[Path] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a model without stages, begin to count anew."""
+        del trainer, stage
+        if not hasattr(getattr(pl_module, "model", None), "attended_views"):
+            msg = f"StageMaps draws the stages of FBCLIP, the model is {type(pl_module).__name__}: leave it out."
+            raise TypeError(msg)
+        self.paths = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: Batch,
+        batch_idx: int,
+        *args,
+    ) -> None:
+        """Draw the chosen images of a batch."""
+        del outputs, batch_idx, args
+        self._draw(trainer, pl_module, batch)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Batch,
+        batch: Batch,
+        batch_idx: int,
+        *args,
+    ) -> None:
+        """Draw the chosen images of a batch."""
+        del outputs, batch_idx, args
+        self._draw(trainer, pl_module, batch)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        del trainer, pl_module
+        if self.paths:
+            logger.info("Stage maps of %d images: %s", len(self.paths), self.paths[0].parents[1])
+        else:
+            logger.warning("StageMaps: no image matches pattern=%r, nothing was drawn.", self.pattern)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        self.on_test_end(trainer, pl_module)
+
+    @torch.no_grad()
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> None:
+        names = batch.image_path or [f"image_{number}" for number in range(len(batch.image))]
+        chosen = [index for index, name in enumerate(names) if fnmatch.fnmatch(Path(name).as_posix(), self.pattern)]
+        if self.num_images is not None:
+            chosen = chosen[: self.num_images - len(self.paths)]
+        if not chosen:
+            return
+        images = batch.image[chosen]
+        _, stages = pl_module.model(images, return_stages=True)
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+        pictures = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+        folder = self.dirpath or Path(trainer.default_root_dir) / "stages"
+        for place, index in enumerate(chosen):
+            name = Path(names[index])
+            mask = None if batch.gt_mask is None else _numpy(batch.gt_mask[index].squeeze())
+            title = f"{name.parent.name}/{name.name}"
+            layers, views = pl_module.model.feature_layers, pl_module.model.views
+            figure = draw_stages(stages, layers, views, place, _numpy(pictures[place]), mask, title)
+            path = self._free(folder / name.parent.name / name.stem)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+            self.paths.append(path)
+
+    def _free(self, stem: Path) -> Path:
+        """A name that this run has not written yet: pictures of several categories share names."""
+        path, number = stem.with_name(f"{stem.name}.png"), 1
+        while path in self.paths:
+            path, number = stem.with_name(f"{stem.name}_{number}.png"), number + 1
+        return path
+
+
+def draw_stages(
+    stages: Stages,
+    feature_layers: Sequence[int],
+    views: Sequence[str],
+    index: int,
+    picture: np.ndarray,
+    mask: np.ndarray | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw one image's stages: blocks from top to bottom, stages from left to right, the maps above them.
+
+    Args:
+        stages: Record of ``model(images, return_stages=True)``.
+        feature_layers: Numbers of the blocks, ``model.feature_layers``.
+        views: Names of the views, ``model.views``.
+        index: Place of the image in the batch.
+        picture: The image ``[H, H, 3]``, values 0..1.
+        mask: True defect ``[H, H]``, outlined where it is given.
+        title: Heading, such as the file name.
+
+    Returns:
+        Figure: For ``savefig``, or to be shown in a notebook.
+    """
+    grids = _grids(stages, index)
+    counts = {name: 1 if name == "mask" else len(views) for name in GROUPS if grids[name]}
+    width = 2 * _MARGIN + sum(counts.values()) * _PANEL + (len(counts) - 1) * _GAP
+    width = max(width, 2 * _MARGIN + 4 * (_TOP - 0.5 + _GAP))
+    height = _TOP + 1.2 + len(feature_layers) * _PANEL + 0.5
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+
+    def panel(left: float, top: float, size: float) -> Axes:
+        axes = figure.add_axes((left / width, 1 - (top + size) / height, size / width, size / height))
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return axes
+
+    _draw_maps(figure, panel, stages, index, picture, mask)
+    top = _TOP + 1.2
+    left = _MARGIN
+    for name, count in counts.items():
+        heading, colours, low, high = GROUPS[name]
+        at = ((left + count * _PANEL / 2) / width, 1 - (top - 0.27) / height)
+        figure.text(*at, heading, ha="center", va="bottom", fontsize=9, weight="bold")
+        for row, layer in enumerate(feature_layers):
+            for column in range(count):
+                axes = panel(left + column * _PANEL + 0.02, top + row * _PANEL + 0.02, _PANEL - 0.04)
+                axes.imshow(grids[name][row * count + column], cmap=colours, vmin=low, vmax=high)
+                if row == 0 and name != "mask":
+                    axes.set_title(views[column].upper(), fontsize=8, pad=2)
+                if name == "mask":
+                    axes.set_ylabel(f"block {layer}", fontsize=9)
+        _colour_bar(figure, (left, top + len(feature_layers) * _PANEL + 0.1, count * _PANEL), colours, low, high)
+        left += count * _PANEL + _GAP
+    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
+    return figure
+
+
+def _grids(stages: Stages, index: int) -> dict[str, list[np.ndarray]]:
+    """What is drawn of each group, block by block and view by view in each."""
+    views: list[torch.Tensor] = []
+    for layer, tokens in enumerate(stages.image_tokens):
+        sets = {"id": tokens, "sem": stages.view_sem[layer : layer + 1], "spa": stages.view_spa[layer : layer + 1]}
+        shown = [tokens] if stages.attended_id else []
+        shown += [view[0] for name, view in sets.items() if name != "id" and len(view)]
+        views += [torch.cosine_similarity(view[:, 1:], view[:, :1], dim=-1) for view in shown]
+    groups = {
+        "mask": stages.foreground_mask,
+        "view": views,
+        "gate": [gate[:, 1:] for gate in stages.gates],
+        "background": [similarity[:, 1:] for similarity in stages.background_similarity],
+        "text": [(similarity[..., 1] - similarity[..., 0])[:, 1:] for similarity in stages.text_similarity],
+    }
+    return {name: [_numpy(tokens_to_grid(values[index])) for values in group] for name, group in groups.items()}
+
+
+def _draw_maps(
+    figure: Figure,
+    panel: Callable[[float, float, float], Axes],
+    stages: Stages,
+    index: int,
+    picture: np.ndarray,
+    mask: np.ndarray | None,
+) -> None:
+    size, side = _TOP - 0.5, len(picture)
+    colours, low, high = PROBABILITY
+    shown = {
+        "picture" if mask is None else "picture, defect outlined": None,
+        "without background suppression": stages.anomaly_map_grid_before,
+        "with background suppression": stages.anomaly_map_grid,
+        f"result, smoothed; score {float(stages.pred_score[index]):.3f}": stages.anomaly_map_smoothed,  # type: ignore[index]
+    }
+    step = size + _GAP
+    left = (figure.get_figwidth() - len(shown) * step + _GAP) / 2
+    for number, (heading, values) in enumerate(shown.items()):
+        axes = panel(left + number * step, 0.6, size)
+        axes.set_title(heading, fontsize=9, pad=3)
+        if values is None:
+            axes.imshow(picture)
+        else:
+            axes.imshow(_numpy(values[index]), cmap=colours, vmin=low, vmax=high, extent=(0, side, side, 0))
+        if mask is not None and mask.any():
+            places = np.arange(side) + 0.5
+            axes.contour(places, places, mask, levels=[0.5], colors="#00e5ff", linewidths=1)
+    _colour_bar(figure, (left + step, 0.6 + size + 0.06, 3 * step - _GAP), colours, low, high)
+
+
+def _colour_bar(figure: Figure, place: tuple[float, float, float], colours: str, low: float, high: float) -> None:
+    left, top, length = place
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((left / width, 1 - (top + 0.1) / height, length / width, 0.1 / height))
+    bar = figure.colorbar(ScalarMappable(Normalize(low, high), colours), cax=axes, orientation="horizontal")
+    bar.set_ticks([low, (low + high) / 2, high])
+    bar.ax.tick_params(labelsize=7, length=2, pad=1)
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
