@@ -14,6 +14,10 @@ from importlib import import_module
 MODELS = {"FBCLIP": "anomalib_fbclip.fbclip.lightning_model"}
 DATAMODULES = {
     "AuxiliaryTransfer": "anomalib_fbclip.data.auxiliary_transfer",
+    "DAGM": "anomalib_fbclip.data.dagm",
+    "DTDSynthetic": "anomalib_fbclip.data.dtd_synthetic",
+    "HeadCT": "anomalib_fbclip.data.head_ct",
+    "LabelledFolder": "anomalib_fbclip.data.labelled_folder",
     "MagneticTile": "anomalib_fbclip.data.magnetic_tile",
     "ProceduralSurfaces": "anomalib_fbclip.data.procedural_surfaces",
 }

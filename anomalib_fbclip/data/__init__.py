@@ -8,13 +8,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .auxiliary_transfer import AuxiliaryTransfer
+    from .dagm import DAGM
+    from .dtd_synthetic import DTDSynthetic
+    from .head_ct import HeadCT
+    from .labelled_folder import LabelledFolder
     from .magnetic_tile import MagneticTile
     from .procedural_surfaces import ProceduralSurfaces
 
-__all__ = ["AuxiliaryTransfer", "MagneticTile", "ProceduralSurfaces"]
+__all__ = [
+    "AuxiliaryTransfer",
+    "DAGM",
+    "DTDSynthetic",
+    "HeadCT",
+    "LabelledFolder",
+    "MagneticTile",
+    "ProceduralSurfaces",
+]
 
 _MODULES = {
     "AuxiliaryTransfer": "auxiliary_transfer",
+    "DAGM": "dagm",
+    "DTDSynthetic": "dtd_synthetic",
+    "HeadCT": "head_ct",
+    "LabelledFolder": "labelled_folder",
     "MagneticTile": "magnetic_tile",
     "ProceduralSurfaces": "procedural_surfaces",
 }

@@ -3,12 +3,22 @@
 
 """``AuxiliaryTransfer``: train on the labelled pictures of one data set, test on another (the zero-shot protocol)."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from anomalib.data.datamodules.base.image import AnomalibDataModule
+from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from anomalib_fbclip.registration import register_datamodules
+
+from .overlap import check_overlap
+from .sets import combine, describe, load_datamodule, with_categories
+
+SAMPLING = ("plain", "balanced")
 
 
 class AuxiliaryTransfer(AnomalibDataModule):
@@ -18,30 +28,42 @@ class AuxiliaryTransfer(AnomalibDataModule):
     trained part learns what "defect" means on an auxiliary data set, once, and is then tested on others.
 
     Args:
-        source: Data module whose test split is trained on.
-        target: Data module whose test split is validated and tested on.
+        source: Data module whose test split is trained on: an instance, its name, or class_path and init_args.
+        target: Data module whose test split is validated and tested on, likewise.
+        source_category: One category of the source, several, or ``"all"``, as in the paper; ``None``: what ``source``
+            says itself.
+        target_category: The same for the target. Metrics then count all categories together; for a table with a row
+            for each, see ``anomalib table``.
+        sampling: ``"plain"``: each training picture once an epoch. ``"balanced"``: as many draws, with replacement, of
+            which normal and anomalous pictures are half each.
         train_batch_size: Batch size of training. The paper's is 4.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
         seed: As in every anomalib data module.
 
     Raises:
-        ValueError: When set up, if both share pictures; some are named.
+        ValueError: If an argument is unknown; and, when set up, if both sides share a category of one data set or
+            pictures of the same content, of which one is named.
 
     Example:
-        >>> from anomalib.data import MVTecAD, Visa
-        >>> data = AuxiliaryTransfer(source=MVTecAD(category="bottle"), target=Visa())  # doctest: +SKIP
+        >>> data = AuxiliaryTransfer("MVTecAD", "Visa", source_category="all")  # doctest: +SKIP
     """
 
     def __init__(
         self,
-        source: AnomalibDataModule,
-        target: AnomalibDataModule,
+        source: AnomalibDataModule | dict[str, Any] | str,
+        target: AnomalibDataModule | dict[str, Any] | str,
+        source_category: str | Sequence[str] | None = None,
+        target_category: str | Sequence[str] | None = None,
+        sampling: str = "plain",
         train_batch_size: int = 4,
         eval_batch_size: int = 8,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
+        if sampling not in SAMPLING:
+            msg = f"sampling={sampling!r}: choose one of {list(SAMPLING)}."
+            raise ValueError(msg)
         super().__init__(
             train_batch_size=train_batch_size,
             eval_batch_size=eval_batch_size,
@@ -51,40 +73,54 @@ class AuxiliaryTransfer(AnomalibDataModule):
             test_split_mode=TestSplitMode.FROM_DIR,
             seed=seed,
         )
-        self.source = source
-        self.target = target
-        self.category = "_to_".join(filter(None, (_describe(source), _describe(target))))
+        self.sampling = sampling
+        self.sources = with_categories(load_datamodule(source), source_category)
+        self.targets = with_categories(load_datamodule(target), target_category)
+        self.category = "_to_".join(filter(None, (describe(self.sources), describe(self.targets))))
+
+    @property
+    def name(self) -> str:
+        """Name of the target's folder: below it, the host keeps apart the pictures of several categories."""
+        root = getattr(self.targets[0], "root", None)
+        return Path(root).resolve().name if root else super().name
 
     @property
     def source_name(self) -> str:
         """What an adapter trained here records as its source."""
-        return _describe(self.source)
+        return describe(self.sources)
 
     def prepare_data(self) -> None:
-        """Prepare both data modules."""
-        self.source.prepare_data()
-        self.target.prepare_data()
+        """Prepare both sides."""
+        for datamodule in (*self.sources, *self.targets):
+            datamodule.prepare_data()
 
     def _setup(self, _stage: str | None = None) -> None:
-        for datamodule in (self.source, self.target):
+        for datamodule in (*self.sources, *self.targets):
             datamodule.setup()
-        self.train_data = self.source.test_data
-        self.test_data = self.target.test_data
-        shared = _pictures(self.train_data) & _pictures(self.test_data)
-        if shared:
-            msg = (
-                f"source and target share {len(shared)} pictures, such as {min(shared)}: a model tested on what it was "
-                f"trained on tells nothing. Choose another source, other categories or other folders."
-            )
-            raise ValueError(msg)
+        check_overlap(self.sources, self.targets)
+        self.train_data = combine([datamodule.test_data for datamodule in self.sources])
+        self.test_data = combine([datamodule.test_data for datamodule in self.targets])
+
+    def _create_test_split(self) -> None:
+        """Keep the target as it is: the host would fill it up from the source where it has no normal pictures."""
+
+    def train_dataloader(self) -> DataLoader:
+        """The source's pictures, in another order each epoch."""
+        sampler = _balanced_sampler(self.train_data) if self.sampling == "balanced" else None
+        return DataLoader(
+            dataset=self.train_data,
+            shuffle=sampler is None,
+            sampler=sampler,
+            batch_size=self.train_batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.external_collate_fn or self.train_data.collate_fn,
+        )
 
 
-def _describe(datamodule: AnomalibDataModule) -> str:
-    return "-".join(filter(None, (datamodule.name, str(datamodule.category or ""))))
-
-
-def _pictures(dataset: object) -> set[str]:
-    return {str(Path(path).resolve()) for path in dataset.samples["image_path"]}  # type: ignore[attr-defined]
+def _balanced_sampler(dataset: AnomalibDataset) -> WeightedRandomSampler:
+    labels = torch.tensor(dataset.samples["label_index"].to_numpy(dtype=int, copy=True))
+    weights = 1.0 / torch.bincount(labels, minlength=2).clamp(min=1).double()
+    return WeightedRandomSampler(weights[labels].tolist(), num_samples=len(labels), replacement=True)
 
 
 register_datamodules()
