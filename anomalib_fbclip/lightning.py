@@ -13,10 +13,14 @@ from anomalib.data import Batch
 from anomalib.post_processing import PostProcessor
 from anomalib.pre_processing import PreProcessor
 from anomalib.utils.path import create_versioned_dir
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_fbclip import checkpoints
+from anomalib_fbclip.callbacks import PredictionIndex
 from anomalib_fbclip.post_processing import ProbabilityPostProcessor
+from anomalib_fbclip.visualization import PredictionVisualizer
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Base
@@ -57,6 +61,12 @@ class CLIPModule(_Base):
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
             # A run of test or predict before the first train would leave a real folder where train expects a link.
             create_versioned_dir(root.parent)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The host's components, and a table of scores for each prediction: :class:`PredictionIndex`."""
+        # Named here even if the trainer has one: Lightning then moves it behind the post-processor.
+        given = [callback for callback in self.trainer.callbacks if isinstance(callback, PredictionIndex)]
+        return [*super().configure_callbacks(), *(given or [PredictionIndex()])]
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
@@ -117,6 +127,11 @@ class CLIPModule(_Base):
     def configure_post_processor() -> PostProcessor:
         """Thresholds from 0.5 on, on a fixed scale: :class:`ProbabilityPostProcessor`."""
         return ProbabilityPostProcessor()
+
+    @staticmethod
+    def configure_visualizer() -> Visualizer:
+        """Pictures as anomalib's, one for each predicted file also in nested folders: :class:`PredictionVisualizer`."""
+        return PredictionVisualizer()
 
     def _predict(self, batch: Batch) -> Batch:
         self._check_pictures(batch)

@@ -4,5 +4,6 @@
 """Lightning callbacks of this package."""
 
 from .adapter_checkpoint import AdapterCheckpoint
+from .prediction_index import PredictionIndex
 
-__all__ = ["AdapterCheckpoint"]
+__all__ = ["AdapterCheckpoint", "PredictionIndex"]

@@ -1,0 +1,156 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Writes the scores of a prediction into one table beside the pictures."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from .unreadable import predicted_files, reason, restore, skip_unreadable
+
+if TYPE_CHECKING:
+    from anomalib.data import ImageBatch
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error")
+_NAMED = 20
+
+
+class PredictionIndex(Callback):
+    """Write one row for each predicted file, and go on past files that cannot be read.
+
+    Columns: ``path``; ``score`` in [0, 1]; ``label``, 1 where the score is above ``threshold``; ``map_max``, the
+    largest value of the map; ``picture``, relative to the table; ``error``, for files that could not be read. Those
+    come last, without a score, and are named in one warning.
+
+    Rows are written while they come, into ``<name>.partial<suffix>``, which gets its final name when all are there: a
+    table under that name is complete. :class:`FBCLIP` adds this callback by itself, unless the trainer has one already.
+
+    Args:
+        dirpath: Folder to write to. ``None``: that of the pictures, ``images`` in the run's folder.
+        filename: Name of the table: ``.csv``, or ``.jsonl`` for one JSON object a line.
+
+    Raises:
+        ValueError: If the file name has another suffix.
+
+    Example:
+        >>> engine = Engine(callbacks=[PredictionIndex(filename="scores.jsonl")])  # doctest: +SKIP
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, filename: str = "predictions.csv") -> None:
+        if Path(filename).suffix not in {".csv", ".jsonl"}:
+            msg = f"filename={filename!r}: use the suffix .csv or .jsonl."
+            raise ValueError(msg)
+        self.dirpath = Path(dirpath) if dirpath is not None else None
+        self.filename = filename
+        self.last_path: Path | None = None
+        self.unreadable: dict[str, str] = {}
+        self._changed: list[Any] = []
+        self._file: IO[str] | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the table, list what is asked for."""
+        self._asked = predicted_files(trainer)
+        self._seen: set[str] = set()
+        self._changed = skip_unreadable(trainer)
+        self._visualizer = getattr(pl_module, "visualizer", None)
+        pictures = getattr(self._visualizer, "output_dir", None) or Path(trainer.default_root_dir) / "images"
+        folder = self.dirpath or Path(pictures)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = Path(self.filename)
+        if trainer.world_size > 1:
+            name = name.with_stem(f"{name.stem}.rank{trainer.global_rank}")
+        self._pictures, self._path = Path(pictures), folder / name
+        # File names need not be valid text: what Python could not decode, it writes back as it was.
+        self._file = self._partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        self._write = self._writer(self._file)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: "ImageBatch",
+        batch: "ImageBatch",
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the rows of a batch, as the post-processor left it."""
+        del trainer, outputs, batch_idx, dataloader_idx
+        threshold = getattr(pl_module.post_processor, "normalized_image_threshold", None)
+        for item in batch:
+            row: dict[str, str | float | None] = dict.fromkeys(COLUMNS)
+            row["path"] = item.image_path
+            row["score"] = round(float(item.pred_score), 6)
+            row["label"] = None if item.pred_label is None else int(item.pred_label)
+            row["threshold"] = None if threshold is None else round(float(threshold), 6)
+            row["map_max"] = None if item.anomaly_map is None else round(float(item.anomaly_map.max()), 6)
+            row["picture"] = self._picture(item.image_path)
+            self._write(row)
+            self._seen.add(str(item.image_path))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """List what could not be read, give the table its name."""
+        del pl_module
+        asked = self._asked[trainer.global_rank :: trainer.world_size]
+        missing = [path for path in asked if str(path) not in self._seen]
+        limit = trainer.limit_predict_batches
+        if not (isinstance(limit, float) and limit >= 1):  # as a float a share of the batches, as an int their number
+            reached = [index for index, path in enumerate(asked) if str(path) in self._seen]
+            missing = [path for path in asked[: max(reached, default=0)] if str(path) not in self._seen]
+        self.unreadable = {str(path): why for path in missing if (why := reason(path)) is not None}
+        for path, why in self.unreadable.items():
+            self._write({**dict.fromkeys(COLUMNS), "path": path, "error": why})
+        self._close()
+        self._partial.replace(self._path)
+        self.last_path = self._path
+        logger.info("Scores: %s (%d pictures)", self._path, len(self._seen))
+        if self.unreadable:
+            named = [f"{path}: {why}" for path, why in list(self.unreadable.items())[:_NAMED]]
+            more = [f"... all of them: column 'error' of {self._path}"] if len(self.unreadable) > _NAMED else []
+            logger.warning(
+                "%d of %d files could not be read and have no score:\n%s",
+                len(self.unreadable),
+                len(asked),
+                "\n".join(named + more),
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep the rows so far, under the name that says so."""
+        del trainer, pl_module, exception
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the data sets as they were."""
+        del trainer, pl_module, stage
+        restore(self._changed)
+        self._changed = []
+
+    @property
+    def _partial(self) -> Path:
+        return self._path.with_stem(f"{self._path.stem}.partial")
+
+    def _writer(self, file: IO[str]) -> Callable[[dict[str, Any]], object]:
+        if self._path.suffix == ".jsonl":
+            return lambda row: file.write(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n")
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        return table.writerow
+
+    def _picture(self, image_path: str | None) -> str | None:
+        place = getattr(self._visualizer, "picture_path", None)
+        if place is None or image_path is None:
+            return None
+        target = self._pictures / place(image_path)
+        return str(target.relative_to(self._path.parent) if target.is_relative_to(self._path.parent) else target)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

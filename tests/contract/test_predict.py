@@ -1,0 +1,143 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Predicting pictures as users have them: folders in folders, odd names, files that are no pictures."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.cli import AnomalibCLI
+from anomalib.data import PredictDataset
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from anomalib_fbclip.callbacks import PredictionIndex
+
+READABLE = {
+    "line1/good/0.png": "RGB",
+    "line2/good/0.png": "L",
+    "line2/good/0.jpg": "RGB",
+    'odd, "name" ü %20 #1.PNG': "RGBA",
+    "x.bmp": "P",
+    "y.tiff": "RGB",
+    "z.webp": "RGB",
+}
+UNREADABLE = ("cut.png", "cut.jpg", "deep/empty.png", "text.png")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    noise = np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8)
+    for index, (name, mode) in enumerate(READABLE.items()):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise[: 30 + 9 * index]).convert(mode).save(path)
+    (root / "deep").mkdir()
+    for name in UNREADABLE[:2]:
+        Image.fromarray(noise).save(root / name)
+        (root / name).write_bytes((root / name).read_bytes()[:900])
+    (root / "deep/empty.png").touch()
+    (root / "text.png").write_text("no picture")
+    return root
+
+
+def _rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["path"]: row for row in csv.DictReader(file)}
+
+
+def test_a_folder_ends_in_one_picture_and_one_row_a_file(model, engine, folder, caplog) -> None:
+    runner = engine()
+    with caplog.at_level(logging.INFO):
+        batches = runner.predict(model(), data_path=folder)
+    assert len(batches) == len(READABLE)
+    images = Path(runner.trainer.default_root_dir) / "images"
+    rows = _rows(images / "predictions.csv")
+    assert rows.keys() == {str(folder / name) for name in (*READABLE, *UNREADABLE)}
+    for batch in batches:
+        row = rows[batch.image_path[0]]
+        assert float(row["score"]) == pytest.approx(float(batch.pred_score), abs=1e-6)
+        assert row["label"] == str(int(batch.pred_label))
+        assert int(row["label"]) == (float(row["score"]) > float(row["threshold"]))
+        assert float(row["map_max"]) == pytest.approx(float(batch.anomaly_map.max()), abs=1e-6)
+    pictures = {rows[str(folder / name)]["picture"] for name in READABLE}
+    assert pictures == {f"{folder.name}/{name}" for name in READABLE}
+    assert all(Image.open(images / picture).size[0] > 700 for picture in pictures)
+    assert sorted(images.glob("*.csv")) == [images / "predictions.csv"]
+    for name in UNREADABLE:
+        assert rows[str(folder / name)]["error"]
+        assert not rows[str(folder / name)]["score"]
+        assert str(folder / name) in caplog.text
+    assert f"{len(UNREADABLE)} of {len(rows)} files could not be read" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_workers_and_json_lines(workers: int, model, engine, folder, tmp_path) -> None:
+    # Pictures of one size, so that they fit into batches; the data set is left as it was.
+    dataset = PredictDataset(folder)
+    resize = torch.nn.AdaptiveAvgPool2d(40)
+    dataset.transform = resize
+    index = PredictionIndex(tmp_path / "elsewhere", "scores.jsonl")
+    # A batch of one makes batches that are empty, a batch of three such that are not full.
+    loader = DataLoader(dataset, batch_size=1 + workers, num_workers=workers, collate_fn=dataset.collate_fn)
+    batches = engine(callbacks=[index]).predict(model(), dataloaders=loader)
+    assert sum(len(batch) for batch in batches) == len(READABLE)
+    rows = [json.loads(line) for line in (tmp_path / "elsewhere" / "scores.jsonl").read_text().splitlines()]
+    assert [Path(row["path"]).name for row in rows if "error" in row] == [
+        Path(name).name for name in sorted(UNREADABLE)
+    ]
+    assert len(index.unreadable) == len(UNREADABLE)
+    assert all(Path(row["picture"]).is_file() and row["label"] in {0, 1} for row in rows if "score" in row)
+    with pytest.raises(OSError, match="truncated"):
+        dataset[[path.name for path in dataset.image_filenames].index("cut.jpg")]
+
+
+def test_nothing_readable_is_no_crash(model, engine, folder, caplog) -> None:
+    runner = engine()
+    assert runner.predict(model(), data_path=folder / "text.png") == []
+    assert "1 of 1 files could not be read" in caplog.text
+    (row,) = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv").values()
+    assert "cannot identify" in row["error"]
+
+
+def test_a_limit_and_an_interrupted_run(model, engine, folder) -> None:
+    runner = engine(limit_predict_batches=3)
+    runner.predict(model(), data_path=folder)
+    images = Path(runner.trainer.default_root_dir) / "images"
+    assert len([row for row in _rows(images / "predictions.csv").values() if row["score"]]) == 3
+    (images / "predictions.csv").unlink()
+
+    fbclip = model()
+    step, calls = fbclip.predict_step, []
+
+    def fail_at_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            msg = "no more power"
+            raise RuntimeError(msg)
+        return step(*args)
+
+    fbclip.predict_step = fail_at_third
+    with pytest.raises(RuntimeError, match="power"):
+        engine().predict(fbclip, data_path=folder)
+    assert not (images / "predictions.csv").exists()
+    assert len(_rows(images / "predictions.partial.csv")) == 2
+
+
+def test_the_command_line(folder, tmp_path, adapter) -> None:
+    options = {"--model.backbone": "tiny", "--model.image_size": "56", "--model.weights": str(adapter)}
+    words = [word for pair in options.items() for word in pair]
+    AnomalibCLI(["predict", "--model", "FBCLIP", *words, "--data", str(folder), "--default_root_dir", str(tmp_path)])
+    (table,) = tmp_path.rglob("predictions.csv")
+    assert len([row for row in _rows(table).values() if row["score"]]) == len(READABLE)
+
+
+def test_table_names_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"scores\.txt"):
+        PredictionIndex(filename="scores.txt")
