@@ -5,5 +5,6 @@
 
 from .build import load_clip
 from .frozen import FrozenCLIP
+from .token_cache import TokenCache
 
-__all__ = ["FrozenCLIP", "load_clip"]
+__all__ = ["FrozenCLIP", "TokenCache", "load_clip"]

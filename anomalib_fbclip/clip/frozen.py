@@ -132,8 +132,14 @@ class FrozenCLIP(nn.Module):
             ValueError: If the images are empty, not square, not RGB or no multiple of the patch size.
         """
         self._check_images(images)
+        layers = self.check_layers(layers)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with torch.inference_mode():
+                chosen = block_tokens(self.visual, images, layers)
+            # A tensor of inference mode cannot be kept for a backward pass, its copy can.
+            return [tokens.clone() for tokens in chosen]
         with torch.no_grad():
-            return block_tokens(self.visual, images, self.check_layers(layers))
+            return block_tokens(self.visual, images, layers)
 
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
         """Visual tokens ``[..., D]`` to the joint space ``[..., d]``, without ``ln_post``."""

@@ -20,6 +20,7 @@ from torch import nn
 from anomalib_fbclip import checkpoints, registration
 from anomalib_fbclip.callbacks import AdapterCheckpoint
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
+from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.lightning import CLIP_MEAN, CLIP_STD, PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
 
@@ -70,6 +71,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
         scr_weight: Weight of the semantic consistency loss; 0 switches it off (paper, Table 5).
         learning_rate: Of Adam.
         betas: Of Adam.
+        token_cache: Folder for the frozen tokens of training pictures, so that later epochs skip the visual tower; see
+            :class:`anomalib_fbclip.clip.TokenCache`. ``None``: none.
+        token_cache_limit: Gigabytes that the cache may fill; 14 MB a picture for ViT-L/14 at 518 x 518.
         max_epochs: Epochs of training where the trainer sets no limit. ``None``: the paper's 2.
         metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
             AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
@@ -113,6 +117,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
         scr_weight: float = 0.15,
         learning_rate: float = 5e-5,
         betas: tuple[float, float] = (0.5, 0.999),
+        token_cache: str | None = None,
+        token_cache_limit: float = 50.0,
         max_epochs: int | None = None,
         metrics: str = "default",
         quick_gelu: bool | None = None,
@@ -160,6 +166,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
         self.learning_rate = learning_rate
         self.betas = betas
         self.max_epochs = max_epochs
+        self.token_cache = None
+        if token_cache is not None:
+            self.token_cache = TokenCache(clip, self.model.feature_layers, token_cache, token_cache_limit * 1e9)
         self.seed = seed
         self.source: str | None = None
         self.supervision = Supervision.LABELS_AND_MASKS
@@ -224,7 +233,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
             images, labels, masks = self.synthesis(images)
         elif self.supervision is Supervision.LABELS:
             masks = None
-        scores = self.model.score(images)
+        # Synthesised anomalies are new in every step: a cache of them would only fill the disk.
+        cache = self.token_cache if self.supervision is not Supervision.NORMAL_ONLY else None
+        scores = self.model.score(images, tokens=None if cache is None else cache.encode_image(images))
         anomaly_map = self.model.upsample(scores.grid_map, images.shape[-1], sigma=0)
         parts = self.loss(scores.pred_score, anomaly_map, scores.similarity, labels, masks)
         total = parts.pop("total")

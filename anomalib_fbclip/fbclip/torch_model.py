@@ -134,7 +134,12 @@ class FBCLIPModel(nn.Module):
         stages.derive(self)
         return batch, stages
 
-    def score(self, images: torch.Tensor, stages: Stages | None = None) -> Scores:
+    def score(
+        self,
+        images: torch.Tensor,
+        stages: Stages | None = None,
+        tokens: Sequence[torch.Tensor] | None = None,
+    ) -> Scores:
         """The method up to the probabilities of class token and patches; differentiable in training mode.
 
         Axes: B images, N = 1 + L tokens, D vision width, d joint width.
@@ -142,10 +147,13 @@ class FBCLIPModel(nn.Module):
         Args:
             images: See :meth:`forward`.
             stages: Record to fill.
+            tokens: Tokens of the images where they are at hand, such as a :class:`TokenCache`'s: one ``[B, N, D]`` a
+                layer. The visual tower is then not run.
         """
         check_finite(images)
         text_features = self.text_features(stages)
-        tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
+        if tokens is None:
+            tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
         features = self.attended_views(tokens, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
         prototype = background_prototype(features, self.bank) if self.suppression else None  # [B, D]
         layer_weights = self.scale_weights.softmax(dim=0)

@@ -1,0 +1,116 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Frozen tokens on disk, so that later epochs of training skip the visual tower."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from .frozen import FrozenCLIP
+
+logger = logging.getLogger(__name__)
+
+
+class TokenCache:
+    """Tokens of chosen blocks, computed once for each picture and kept in half precision.
+
+    A picture is known by its normalised pixels, so another file content, size or way of resizing is another entry; the
+    backbone's fingerprint and the blocks name the folder. Files are written aside and renamed: an interrupted run
+    leaves no half entry, and several processes may share a folder. A damaged entry is computed anew.
+
+    Args:
+        clip: Frozen backbone.
+        layers: Blocks, counted from 1.
+        directory: Where the entries go. ViT-L/14 at 518 x 518 with five blocks: 14 MB a picture.
+        limit: Bytes that the entries of this backbone and these blocks may fill together. When they are reached, no
+            more are written (said once): throwing out the oldest would throw out just what the next epoch reads first.
+
+    Raises:
+        ValueError: If ``limit`` is not positive.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        layers: Sequence[int],
+        directory: str | Path,
+        limit: float = 50e9,
+    ) -> None:
+        if not limit > 0:
+            msg = f"limit={limit}: give the bytes that the token cache may fill, or no cache at all."
+            raise ValueError(msg)
+        self.clip = clip
+        self.layers = clip.check_layers(layers)
+        blocks = "-".join(str(layer) for layer in self.layers)
+        self.directory = Path(directory) / f"{clip.fingerprint()}-{blocks}"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.limit = limit
+        self._used = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
+        self._said_full = False
+
+    def encode_image(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Tokens of the blocks, read where they are known; see :meth:`FrozenCLIP.encode_image`.
+
+        Args:
+            images: Normalised images ``[B, 3, H, H]``.
+
+        Returns:
+            list[torch.Tensor]: For each block ``[B, 1 + g * g, D]``, rounded to half precision whether read or computed,
+                so that the first epoch and the later ones see the same values.
+
+        Raises:
+            ValueError: If the images are no input of the backbone, or its tokens do not fit half precision.
+        """
+        files = [self._file(image) for image in images]
+        entries = [self._read(file) for file in files]
+        missing = [index for index, entry in enumerate(entries) if entry is None]
+        if missing:
+            tokens = torch.stack(self.clip.encode_image(images[missing], self.layers), dim=1).half().cpu()
+            if not tokens.isfinite().all():
+                msg = "token_cache: tokens of this backbone are too large for half precision; train without the cache."
+                raise ValueError(msg)
+            for index, entry in zip(missing, tokens, strict=True):
+                entries[index] = entry
+                self._write(files[index], entry)
+        stacked = torch.stack([entry for entry in entries if entry is not None], dim=1)
+        return list(stacked.to(images.device, self.clip.visual.proj.dtype))
+
+    def _file(self, image: torch.Tensor) -> Path:
+        pixels = image.detach().float().cpu().contiguous()
+        digest = hashlib.blake2b(str(tuple(pixels.shape)).encode(), digest_size=20)
+        digest.update(pixels.numpy().tobytes())
+        return self.directory / f"{digest.hexdigest()}.safetensors"
+
+    def _read(self, file: Path) -> torch.Tensor | None:
+        if not file.is_file():
+            return None
+        try:
+            return load_file(file)["tokens"]
+        except (SafetensorError, KeyError, OSError) as error:
+            logger.warning("The cached tokens in %s are damaged and are computed anew (%s).", file, error)
+            return None
+
+    def _write(self, file: Path, tokens: torch.Tensor) -> None:
+        content = save({"tokens": tokens.contiguous()})
+        if self._used + len(content) > self.limit:
+            if not self._said_full:
+                logger.warning(
+                    "The token cache in %s is full (%.3g GB): further pictures go through the visual tower every time. "
+                    "Raise token_cache_limit or delete old folders.",
+                    self.directory.parent,
+                    self.limit / 1e9,
+                )
+            self._said_full = True
+            return
+        aside = file.with_name(f".{file.stem}.{os.getpid()}-{uuid4().hex[:8]}.tmp")
+        aside.write_bytes(content)
+        aside.replace(file)
+        self._used += len(content)

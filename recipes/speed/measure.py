@@ -1,0 +1,172 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""One process that times, or weighs, all forms of one combination; ``python -m recipes.speed`` starts it.
+
+Time: the forms take turns, so that a disturbance of the machine meets all of them; the median counts. Memory on a CPU:
+the process' peak resident memory above what it held before the run, reset before each form (Linux only), with an allocator
+that gives every large block back at once. Memory on a GPU: torch's own peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+import warnings
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from anomalib_fbclip.clip.build import EMBEDDED, load_clip
+from anomalib_fbclip.clip.vision import resize_position_embedding
+from anomalib_fbclip.fbclip.loss import FBCLIPLoss
+from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FORMS = ("bare tower", "open_clip's tower", "literal form", "FB-CLIP", "FiSeCLIP", "training step", "cached training step")
+MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_MARK = "RESULTS "
+
+
+def read_results(output: str) -> dict[str, float]:
+    """What the process printed."""
+    return json.loads(next(line for line in output.splitlines() if line.startswith(_MARK))[len(_MARK) :])
+
+
+def load_literal() -> object:
+    """The literal form that the tests compare with."""
+    path = Path(__file__).parents[2] / "tests" / "reference" / "literal.py"
+    spec = spec_from_file_location("literal", path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]) -> dict[str, Callable[[], object]]:
+    """What is measured: each a call without arguments."""
+    torch.manual_seed(0)
+    pretrained = "openai" if backbone in EMBEDDED else None
+    clip = load_clip(backbone, pretrained, image_size=size).to(images.device)
+    model = FBCLIPModel(clip).to(images.device).eval()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=5e-5)
+    loss_of = FBCLIPLoss()
+    labels = torch.arange(len(images), device=images.device) % 2
+    masks = torch.zeros(len(images), size, size, device=images.device)
+    tokens: list[torch.Tensor] = []
+
+    def open_clip_tower() -> torch.Tensor:
+        visual = clip.visual
+        kept = visual.positional_embedding
+        visual.positional_embedding = torch.nn.Parameter(
+            resize_position_embedding(kept, size // clip.patch_size), requires_grad=False
+        )
+        try:
+            return visual(images)
+        finally:
+            visual.positional_embedding = kept
+
+    def step(cached: bool) -> None:
+        model.train()
+        with torch.enable_grad():
+            scores = model.score(images, tokens=tokens if cached else None)
+            anomaly_map = model.upsample(scores.grid_map, size, sigma=0)
+            loss_of(scores.pred_score, anomaly_map, scores.similarity, labels, masks)["total"].backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        model.eval()
+
+    def fise() -> object:
+        from anomalib_fbclip.fiseclip.torch_model import FiSeCLIPModel
+
+        if not hasattr(model, "fise"):
+            model.fise = [FiSeCLIPModel(clip).to(images.device).eval()]
+        return model.fise[0](images)
+
+    literal = load_literal()
+    forms = {
+        "bare tower": lambda: clip.encode_image(images, [clip.num_layers]),
+        "open_clip's tower": open_clip_tower,
+        "literal form": lambda: literal.forward(model, images),
+        "FB-CLIP": lambda: model(images),
+        "FiSeCLIP": fise,
+        "training step": lambda: step(cached=False),
+        "cached training step": lambda: step(cached=True),
+    }
+    if "cached training step" in names:
+        tokens += clip.encode_image(images, model.feature_layers)
+    return {name: forms[name] for name in forms if name in names}
+
+
+def measure_times(forms: dict[str, Callable[[], object]], repeats: int, cuda: bool) -> dict[str, float]:
+    """Median seconds of a run, the forms taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in forms}
+    for turn in range(repeats + 1):
+        for name, form in forms.items():
+            if cuda:
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            form()
+            if cuda:
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def measure_memory(forms: dict[str, Callable[[], object]], cuda: bool) -> dict[str, float]:
+    """Peak bytes of a second run above what was held before it."""
+    result = {}
+    for name, form in forms.items():
+        form()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            form()
+            result[name] = torch.cuda.max_memory_allocated() - before
+            continue
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        form()
+        result[name] = _status("VmHWM") - before
+    return result
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--size", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--precision", required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--repeats", type=int, required=True)
+    parser.add_argument("--forms", nargs="+", required=True)
+    parser.add_argument("--memory", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
+    dtype = getattr(torch, options.precision)
+    autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(options.device, dtype)
+    cuda = options.device.startswith("cuda")
+    with torch.no_grad(), autocast:
+        forms = build_forms(options.backbone, options.size, images, options.forms)
+        results = measure_memory(forms, cuda) if options.memory else measure_times(forms, options.repeats, cuda)
+    sys.stdout.write(_MARK + json.dumps(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()
