@@ -11,7 +11,10 @@ anomalib 2.7 has no plug-in hook. Its CLI and ``get_model`` find a model by name
 import sys
 from importlib import import_module
 
-MODELS = {"FBCLIP": "anomalib_fbclip.fbclip.lightning_model"}
+MODELS = {
+    "FBCLIP": "anomalib_fbclip.fbclip.lightning_model",
+    "FiSeCLIP": "anomalib_fbclip.fiseclip.lightning_model",
+}
 DATAMODULES = {
     "AuxiliaryTransfer": "anomalib_fbclip.data.auxiliary_transfer",
     "DAGM": "anomalib_fbclip.data.dagm",

@@ -12,6 +12,26 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 
+def query_key_value(attention: nn.MultiheadAttention, tokens: torch.Tensor) -> torch.Tensor:
+    """Queries, keys and values of every head.
+
+    Args:
+        attention: Module with a fused ``in_proj_weight``, as CLIP's blocks have it.
+        tokens: Tokens ``[B, N, D]``.
+
+    Returns:
+        torch.Tensor: ``[3, B, heads, N, D / heads]``.
+    """
+    batch, count, _ = tokens.shape
+    qkv = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    return qkv.view(batch, count, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+
+
+def merge_heads(attention: nn.MultiheadAttention, attended: torch.Tensor) -> torch.Tensor:
+    """Heads ``[B, heads, N, D / heads]`` back to tokens ``[B, N, D]``, after the output projection."""
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+
+
 def self_attention(attention: nn.MultiheadAttention, tokens: torch.Tensor, causal: bool = False) -> torch.Tensor:
     """Multi-head self-attention with the weights of a ``torch.nn.MultiheadAttention``.
 
@@ -23,11 +43,8 @@ def self_attention(attention: nn.MultiheadAttention, tokens: torch.Tensor, causa
     Returns:
         torch.Tensor: Tokens ``[B, N, D]`` after the output projection.
     """
-    batch, count, width = tokens.shape
-    qkv = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = qkv.view(batch, count, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-    attended = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
-    return attention.out_proj(attended.transpose(1, 2).reshape(batch, count, width))
+    query, key, value = query_key_value(attention, tokens)
+    return merge_heads(attention, F.scaled_dot_product_attention(query, key, value, is_causal=causal))
 
 
 def residual_block(block: nn.Module, tokens: torch.Tensor, causal: bool = False) -> torch.Tensor:

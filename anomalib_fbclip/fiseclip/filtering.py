@@ -1,0 +1,60 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The text side: probabilities of patches, refined within the image, decide what may serve as a reference."""
+
+import torch
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+
+def abnormal_probability(joint: torch.Tensor, text_features: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Probability of "abnormal" of each token (softmax over two cosines).
+
+    Args:
+        joint: Tokens in the joint space ``[..., d]``.
+        text_features: ``[2, d]`` of unit length, normal first; or ``[B, 2, d]``, one pair an image of ``[B, N, d]``.
+        temperature: Divides the cosines.
+
+    Returns:
+        torch.Tensor: ``[...]`` in [0, 1].
+    """
+    similarity = F.normalize(joint, dim=-1) @ text_features.transpose(-1, -2)
+    return (similarity / temperature).softmax(dim=-1)[..., 1]
+
+
+def refine(probability: torch.Tensor, joint: torch.Tensor, share: float) -> torch.Tensor:
+    """Average the text map over each patch's most similar patches of the same image, itself included.
+
+    Args:
+        probability: ``[B, L]``.
+        joint: The patches' restored tokens ``[B, L, d]``.
+        share: Share of the image's patches that is averaged; at least one patch, so that 0 changes nothing.
+
+    Returns:
+        torch.Tensor: ``[B, L]``.
+    """
+    count = max(1, round(share * probability.shape[1]))
+    if count == 1:
+        return probability
+    refined = []
+    for tokens, values in zip(F.normalize(joint, dim=-1), probability, strict=True):
+        similar = (tokens @ tokens.T).topk(count, dim=-1).indices  # one image's [L, L] at a time
+        refined.append(values[similar].mean(dim=-1))
+    return torch.stack(refined)
+
+
+def reference_mask(probability: torch.Tensor, share: float) -> torch.Tensor:
+    """Which patches of an image may serve as references: all but the top share of the refined text map.
+
+    Args:
+        probability: Refined text map ``[B, L]``.
+        share: Share of the patches that is left out, at most one half.
+
+    Returns:
+        torch.Tensor: Boolean ``[B, L]``, True for what stays; at least half of each row.
+    """
+    dropped = int(share * probability.shape[1])
+    mask = torch.ones_like(probability, dtype=torch.bool)
+    if dropped:
+        mask.scatter_(1, probability.topk(dropped, dim=-1).indices, value=False)
+    return mask

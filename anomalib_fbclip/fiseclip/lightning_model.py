@@ -1,0 +1,185 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``FiSeCLIP``: the Lightning module that anomalib's engine, CLI and pipelines run."""
+
+import logging
+from collections.abc import Sequence
+
+from anomalib import LearningType
+from anomalib.data import Batch
+from anomalib.metrics import Evaluator
+from anomalib.models.components import AnomalibModule
+from anomalib.visualization import Visualizer
+from torch import nn
+
+from anomalib_fbclip import registration
+from anomalib_fbclip.clip.build import load_clip
+from anomalib_fbclip.lightning import PAPER_IMAGE_SIZE, CLIPModule, check_metrics
+from anomalib_fbclip.metrics import FullEvaluator
+
+from .torch_model import DEFAULT_CLASS, FiSeCLIPModel
+
+logger = logging.getLogger(__name__)
+
+
+class FiSeCLIP(CLIPModule, AnomalibModule):
+    """FiSeCLIP: training-free CLIP whose test images are each other's references (ICCV 2025 workshops).
+
+    Nothing is trained: ``anomalib train``, ``test`` and ``predict`` work at once, as with WinCLIP. The result of an
+    image depends on its batch and on the last images seen before it; both begin anew with every run of validation,
+    test or prediction and are in no checkpoint. With several devices each sees its own share of the images only, so
+    that results depend on their number. Images are matched within their category, where the data set's table of samples
+    names one (column ``category``), and all together elsewhere.
+
+    Args:
+        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
+        pretrained: Backbone weights: an open_clip tag, a local file (the network is then never touched), or ``None``
+            for random ones. Not used by ``"tiny"``.
+        pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
+            for ``pretrained=None``.
+        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: 518 for patches of 14
+            pixels, else the size that the backbone was trained with.
+        feature_layers: Blocks whose tokens are matched, counted from 1. ``None``: 6, 12, 18, 24, at the same relative
+            depths in another tower.
+        class_name: Noun in the prompts. ``None``: the category of the data set, else "object".
+        correlation: Attention of the restored path: ``qq-kk``, ``qq``, ``kk`` or ``vv``. ``none``: CLIP's own tokens.
+        semantic_blocks: How many of the last blocks the restored path runs through.
+        temperature: Divides the cosine of tokens and text.
+        refinement: Share of an image's patches, the most similar ones, that the text map is averaged over; 0: none.
+        filter_share: Share of each image's patches, the most abnormal by text, that are no reference; at most 0.5.
+        matching: ``False``: the text map alone.
+        neighbourhoods: Sides of the neighbourhoods whose tokens are averaged before matching; odd.
+        reference_share: Share of the reference images, the nearest ones, that a patch's distance is averaged over.
+        bank_size: Reference images that an image gets at least, as soon as so many were seen; 0: the batch alone.
+        text_weight: How much the text raises or lowers distances, in [0, 1].
+        class_weight: Weight of the class token's text probability in the image score, in [0, 1].
+        deviations: Robust standard deviations above the median distance at which the map is 0.5.
+        smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
+        metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
+            AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
+        quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
+        pre_processor: As in every anomalib model.
+        post_processor: As in every anomalib model.
+        evaluator: As in every anomalib model; overrides ``metrics``.
+        visualizer: As in every anomalib model.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        FileNotFoundError: If a weights file does not exist.
+        ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
+
+    Example:
+        >>> from anomalib.engine import Engine
+        >>> from anomalib_fbclip import FiSeCLIP, ProceduralSurfaces
+        >>> Engine().test(FiSeCLIP(backbone="tiny"), datamodule=ProceduralSurfaces(category="wood"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
+        pre_trained: bool = True,
+        image_size: int | None = None,
+        feature_layers: Sequence[int] | None = None,
+        class_name: str | None = None,
+        correlation: str = "qq-kk",
+        semantic_blocks: int = 1,
+        temperature: float = 0.07,
+        refinement: float = 0.05,
+        filter_share: float = 0.2,
+        matching: bool = True,
+        neighbourhoods: Sequence[int] = (1, 3, 5),
+        reference_share: float = 0.3,
+        bank_size: int = 16,
+        text_weight: float = 0.5,
+        class_weight: float = 0.3,
+        deviations: float = 5.0,
+        smoothing_sigma: float = 4.0,
+        metrics: str = "default",
+        quick_gelu: bool | None = None,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
+        pretrained = str(pretrained) if pretrained is not None and pre_trained else None
+        feature_layers = tuple(feature_layers) if feature_layers is not None else None
+        neighbourhoods = tuple(neighbourhoods)
+        check_metrics(metrics)
+
+        clip = load_clip(backbone, pretrained, image_size=image_size, quick_gelu=quick_gelu)
+        if image_size is None and clip.patch_size == 14:
+            clip.image_size = PAPER_IMAGE_SIZE
+        if pre_processor is True:
+            pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size))
+        if evaluator is True and metrics == "full":
+            evaluator = FullEvaluator()
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+
+        self.model = FiSeCLIPModel(
+            clip,
+            feature_layers=feature_layers,
+            class_name=class_name,
+            correlation=correlation,
+            semantic_blocks=semantic_blocks,
+            temperature=temperature,
+            refinement=refinement,
+            filter_share=filter_share,
+            matching=matching,
+            neighbourhoods=neighbourhoods,
+            reference_share=reference_share,
+            bank_size=bank_size,
+            text_weight=text_weight,
+            class_weight=class_weight,
+            deviations=deviations,
+            smoothing_sigma=smoothing_sigma,
+        )
+        self.image_size = clip.image_size
+        self._category = DEFAULT_CLASS
+        self._categories: dict[str, str] = {}
+
+    @property
+    def learning_type(self) -> LearningType:
+        """``ZERO_SHOT``: the host never trains it."""
+        return LearningType.ZERO_SHOT
+
+    @staticmethod
+    def configure_optimizers() -> None:
+        """None: nothing is trained."""
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new stream of images."""
+        self._start()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a new stream of images."""
+        self._start()
+
+    def on_predict_epoch_start(self) -> None:
+        """Begin a new stream of images."""
+        self._start()
+
+    def _start(self) -> None:
+        """Forget the images of the run before, and look up what the pictures of this run show."""
+        self.model.reset()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self._category = str(getattr(datamodule, "category", None) or DEFAULT_CLASS)
+        self._categories = {}
+        for tables in (self.trainer.val_dataloaders, self.trainer.test_dataloaders, self.trainer.predict_dataloaders):
+            for loader in tables if isinstance(tables, (list, tuple)) else (tables,):
+                samples = getattr(getattr(loader, "dataset", None), "samples", None)
+                if samples is not None and "category" in samples:
+                    self._categories |= dict(zip(samples["image_path"], samples["category"].astype(str), strict=True))
+        nouns = {self.model.class_name} if self.model.class_name else set(self._categories.values()) or {self._category}
+        logger.info("Prompts speak of: %s (class_name sets another word).", ", ".join(sorted(nouns)))
+
+    def _predict(self, batch: Batch) -> Batch:
+        self._check_pictures(batch)
+        paths = batch.image_path or [""] * len(batch.image)
+        categories = [self._categories.get(path, self._category) for path in paths]
+        return batch.update(**self.model(batch.image, categories)._asdict())
+
+
+registration.register_models()

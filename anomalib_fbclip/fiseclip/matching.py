@@ -1,0 +1,90 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Matching: how far each patch is from the nearest reference patch of every other image."""
+
+import math
+
+import torch
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+BLOCK_ELEMENTS = 1 << 22
+"""Largest block of the distance matrix that is held, in elements (16 MB in float32), but at least one image pair."""
+
+
+def neighbourhood_average(patches: torch.Tensor, size: int) -> torch.Tensor:
+    """Average over size x size neighbours on the patch grid and scale to unit length.
+
+    Args:
+        patches: ``[B, L, D]`` in raster order of a square grid.
+        size: Odd; 1 averages nothing. Places beyond the border do not count.
+
+    Returns:
+        torch.Tensor: ``[B, L, D]`` in float32, of unit length.
+    """
+    patches = F.normalize(patches.float(), dim=-1)
+    if size == 1:
+        return patches
+    grid = math.isqrt(patches.shape[1])
+    plane = patches.transpose(1, 2).unflatten(-1, (grid, grid))
+    plane = F.avg_pool2d(plane, size, stride=1, padding=size // 2, count_include_pad=False)
+    return F.normalize(plane.flatten(2).transpose(1, 2), dim=-1)
+
+
+def nearest_distances(
+    patches: torch.Tensor,
+    kept: torch.Tensor,
+    bank_patches: torch.Tensor,
+    bank_kept: torch.Tensor,
+) -> torch.Tensor:
+    """Distance (1 - cosine) / 2 of every patch to the nearest kept patch of each other image.
+
+    Each pair of images of the batch is multiplied once and read in both directions.
+
+    Args:
+        patches: Unit vectors of the batch ``[B, L, D]``.
+        kept: What may serve as a reference ``[B, L]``.
+        bank_patches: Unit vectors of earlier images ``[M, L, D]``; M may be 0.
+        bank_kept: ``[M, L]``.
+
+    Returns:
+        torch.Tensor: ``[B, B + M, L]`` in [0, 1]; an image's distance to itself is infinite.
+    """
+    count, length, _ = patches.shape
+    references, allowed = torch.cat((patches, bank_patches)), torch.cat((kept, bank_kept))
+    distances = patches.new_full((count, len(references), length), torch.inf)
+    step = max(1, BLOCK_ELEMENTS // length**2)
+    for query in range(count):
+        for start in range(query + 1, len(references), step):
+            stop = min(start + step, len(references))
+            # [R, L of the references, L of the query]: one block of the distance matrix
+            block = references[start:stop] @ patches[query].T
+            best = block.masked_fill(~allowed[start:stop, :, None], -1).amax(dim=1)
+            distances[query, start:stop] = (1 - best) / 2
+            inside = max(0, min(stop, count) - start)
+            if inside:
+                best = block[:inside].masked_fill(~kept[query], -1).amax(dim=2)
+                distances[start : start + inside, query] = (1 - best) / 2
+    return distances.clamp(min=0)
+
+
+def mean_of_smallest(distances: torch.Tensor, valid: torch.Tensor, share: float) -> torch.Tensor:
+    """Mean of the smallest distances over the reference images.
+
+    A defect that repeats in fewer images than the share stays far away; a rare normal patch is near as soon as a share
+    of the images has it.
+
+    Args:
+        distances: ``[B, R, L]``.
+        valid: Which reference counts for which image ``[B, R]``.
+        share: Share of an image's references; at least one.
+
+    Returns:
+        torch.Tensor: ``[B, L]``; 0 for an image without any reference.
+    """
+    number = valid.sum(dim=1)
+    # In double precision and with a margin, for a third of 30 must be 10 and not 11.
+    count = (share * number.double() - 1e-6).ceil().clamp(min=1).long()
+    ordered = distances.masked_fill(~valid[..., None], torch.inf).sort(dim=1).values
+    taken = torch.arange(distances.shape[1], device=distances.device) < torch.minimum(count, number)[:, None]
+    return ordered.masked_fill(~taken[..., None], 0).sum(dim=1) / count[:, None]

@@ -1,0 +1,318 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""FiSeCLIP as one readable pipeline: tokens, text map, filter, matching within the batch, fusion."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import nn
+
+from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
+
+from .bank import Reference, ReferenceBank, content_keys
+from .filtering import abnormal_probability, reference_mask, refine
+from .fusion import image_score, normal_limit, to_probability, weigh_by_text
+from .matching import mean_of_smallest, nearest_distances, neighbourhood_average
+from .semantics import CORRELATIONS, restore_semantics
+from .text import class_text_features
+
+logger = logging.getLogger(__name__)
+
+MATCHING_LAYERS = (6, 12, 18, 24)
+DEFAULT_CLASS = "object"
+
+
+@dataclass
+class FiSeStages:
+    """Tensors of every stage, for pictures and for tests. B images, L patches, d joint width.
+
+    Attributes:
+        joint: Restored patch tokens in the joint space ``[B, L, d]``.
+        class_probability: Probability of "abnormal" of the class token ``[B]``.
+        text_map: Probability of "abnormal" of each patch ``[B, L]``.
+        refined_map: The same after refinement ``[B, L]``.
+        kept: Patches that may serve as references ``[B, L]``.
+        num_references: Reference images of each image ``[B]``.
+        distances: Matching distances ``[B, L]``; 0 where there is no reference.
+        weighted: Distances weighted by the refined text map ``[B, L]``.
+        limit: Weighted distance that the map shows as 0.5 ``[B]``; NaN where there is no reference.
+        grid_map: Probability of "abnormal", matching and text together ``[B, L]``.
+        pred_score: Image score ``[B]``.
+    """
+
+    joint: torch.Tensor
+    class_probability: torch.Tensor
+    text_map: torch.Tensor
+    refined_map: torch.Tensor
+    kept: torch.Tensor
+    num_references: torch.Tensor
+    distances: torch.Tensor
+    weighted: torch.Tensor
+    limit: torch.Tensor
+    grid_map: torch.Tensor
+    pred_score: torch.Tensor
+
+
+class FiSeCLIPModel(nn.Module):
+    """FiSeCLIP (ICCV 2025 workshops, arXiv 2507.11003), as far as it is public; see the README beside this file.
+
+    The images of a batch are each other's references, filled up from the last images seen to ``bank_size``; so the
+    result of an image depends on its company. :meth:`reset` forgets the images seen.
+
+    Args:
+        clip: Frozen backbone.
+        feature_layers: Blocks whose tokens are matched, counted from 1. ``None``: 6, 12, 18, 24 for a tower of 24
+            blocks, the same relative depths for another.
+        class_name: Noun in the prompts. ``None``: the image's category where it is given, else "object".
+        correlation: Attention of the restored path: ``qq-kk``, ``qq``, ``kk`` or ``vv``. ``none``: CLIP's own tokens.
+        semantic_blocks: How many of the last blocks the restored path runs through.
+        temperature: Divides the cosine of tokens and text.
+        refinement: Share of an image's patches, the most similar ones, that the text map is averaged over; 0: none.
+        filter_share: Share of each image's patches, those of the highest refined probability, that are no reference;
+            at most 0.5. 0: no filter.
+        matching: ``False``: the text map alone.
+        neighbourhoods: Sides of the neighbourhoods whose tokens are averaged before matching; odd.
+        reference_share: Share of the reference images, the nearest ones, that a patch's distance is averaged over.
+        bank_size: Reference images that an image gets at least, as soon as so many were seen. 0: the batch alone.
+        text_weight: How much the text raises or lowers distances, in [0, 1].
+        class_weight: Weight of the class token's text probability in the image score, in [0, 1].
+        deviations: Robust standard deviations above the median distance at which the map is 0.5.
+        smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names the value.
+
+    Example:
+        >>> model = FiSeCLIPModel(load_clip("ViT-L-14-336", "openai", image_size=518))  # doctest: +SKIP
+        >>> model(images).pred_score  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        feature_layers: Sequence[int] | None = None,
+        class_name: str | None = None,
+        correlation: str = "qq-kk",
+        semantic_blocks: int = 1,
+        temperature: float = 0.07,
+        refinement: float = 0.05,
+        filter_share: float = 0.2,
+        matching: bool = True,
+        neighbourhoods: Sequence[int] = (1, 3, 5),
+        reference_share: float = 0.3,
+        bank_size: int = 16,
+        text_weight: float = 0.5,
+        class_weight: float = 0.3,
+        deviations: float = 5.0,
+        smoothing_sigma: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.clip = clip
+        layers = relative_layers(MATCHING_LAYERS, clip.num_layers) if feature_layers is None else feature_layers
+        self.feature_layers = clip.check_layers(layers)
+        self.class_name = class_name
+        self.correlation = correlation
+        self.semantic_blocks = semantic_blocks
+        self.temperature = temperature
+        self.refinement = refinement
+        self.filter_share = filter_share
+        self.matching = matching
+        self.neighbourhoods = tuple(int(size) for size in neighbourhoods)
+        self.reference_share = reference_share
+        self.text_weight = text_weight
+        self.class_weight = class_weight
+        self.deviations = deviations
+        self.smoothing_sigma = smoothing_sigma
+        _check(self, bank_size)
+        self.bank = ReferenceBank(bank_size)
+        self._text_features: dict[str, torch.Tensor] = {}
+        self._warned_alone = False
+
+    def reset(self) -> None:
+        """Forget the images seen: what comes next is another stream."""
+        self.bank.clear()
+
+    def forward(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> InferenceBatch:
+        """Score images by each other and by the text.
+
+        Args:
+            images: Images ``[B, 3, H, H]`` normalised with CLIP's statistics, H a multiple of the patch size.
+            categories: What each image shows; only images of one category are matched. ``None``: all show the same.
+
+        Returns:
+            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both in [0, 1].
+
+        Raises:
+            ValueError: If the images are empty, not square, no multiple of the patch size, or hold NaN or infinity; or
+                if there is not one category an image.
+        """
+        stages = self.analyse(images, categories)
+        grid_map = tokens_to_grid(stages.grid_map)
+        matrix = map_matrix(grid_map.shape[-1], images.shape[-1], self.smoothing_sigma).to(grid_map.device)
+        return InferenceBatch(pred_score=stages.pred_score, anomaly_map=grid_to_map(grid_map, matrix))
+
+    @torch.no_grad()
+    def analyse(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> FiSeStages:
+        """The method up to the patch map, with the tensors of every stage; the images enter the bank."""
+        check_finite(images)
+        names = [DEFAULT_CLASS] * len(images) if categories is None else list(categories)
+        if len(names) != len(images):
+            msg = f"{len(names)} categories for {len(images)} images: give one an image, or None."
+            raise ValueError(msg)
+        text = torch.stack([self.text_features(self.class_name or name) for name in names])  # [B, 2, d]
+        patches, joint, class_joint = self._encode(images)
+        # Small numbers are compared from here on: always in float32, whatever the backbone ran in.
+        with torch.autocast(images.device.type, enabled=False):
+            joint, class_joint, text = joint.float(), class_joint.float(), text.float()
+            class_probability = abnormal_probability(class_joint[:, None], text, self.temperature)[:, 0]
+            text_map = abnormal_probability(joint, text, self.temperature)
+            refined = refine(text_map, joint, self.refinement)
+            kept = reference_mask(refined, self.filter_share)
+            stages = FiSeStages(
+                joint=joint,
+                class_probability=class_probability,
+                text_map=text_map,
+                refined_map=refined,
+                kept=kept,
+                num_references=torch.zeros(len(images), dtype=torch.long, device=images.device),
+                distances=torch.zeros_like(refined),
+                weighted=torch.zeros_like(refined),
+                limit=torch.full_like(class_probability, torch.nan),
+                grid_map=refined.clone(),
+                pred_score=class_probability,
+            )
+            if self.matching:
+                keys = content_keys(images)
+                for name in dict.fromkeys(names):
+                    here = torch.tensor([place for place, other in enumerate(names) if other == name])
+                    self._match(name, here.to(images.device), Reference(keys, patches, kept, refined), stages)
+            stages.pred_score = image_score(class_probability, stages.grid_map, self.class_weight)
+        return stages
+
+    def text_features(self, class_name: str) -> torch.Tensor:
+        """Normal and abnormal text feature ``[2, d]``, computed once for each name."""
+        if class_name not in self._text_features:
+            device = self.clip.visual.proj.device.type
+            with torch.autocast(device, enabled=False):
+                self._text_features[class_name] = class_text_features(self.clip, class_name)
+        features = self._text_features[class_name].to(self.clip.visual.proj.device)
+        self._text_features[class_name] = features
+        return features
+
+    def _encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Patch tokens to match ``[B, S, L, D]``; restored patch tokens and class token in the joint space."""
+        depth, before = self.clip.num_layers, self.clip.num_layers - self.semantic_blocks
+        layers = sorted({*self.feature_layers, before, depth})
+        tokens = dict(zip(layers, self.clip.encode_image(images, layers), strict=True))
+        own, visual = tokens[depth], self.clip.visual
+        restored = (
+            own
+            if self.correlation == "none"
+            else restore_semantics(visual, tokens[before], self.semantic_blocks, self.correlation)
+        )
+        joint = self.clip.project(visual.ln_post(restored[:, 1:]))
+        class_joint = self.clip.project(visual.ln_post(own[:, 0]))
+        return torch.stack([tokens[layer][:, 1:] for layer in self.feature_layers], dim=1), joint, class_joint
+
+    def _match(self, category: str, here: torch.Tensor, images: Reference, stages: FiSeStages) -> None:
+        """Match the images at places ``here``, all of one category, and fill in their rows of ``stages``."""
+        batch = images[here]
+        pool = batch
+        earlier = self.bank.get(category)
+        if earlier is not None:
+            # The newest that are not in this batch, as many as the batch lacks.
+            others = earlier[~torch.isin(earlier.keys.to(batch.keys.device), batch.keys)]
+            pool = batch + others[torch.arange(min(len(others), max(0, self.bank.size - len(batch) + 1)))]
+        # An image is no reference of its own double.
+        valid = batch.keys[:, None] != pool.keys
+        stages.num_references[here] = valid.sum(dim=1)
+        distances = self._distances(batch, pool, valid)
+        weighted = weigh_by_text(distances, stages.refined_map[here], self.text_weight)
+        matched = valid.any(dim=1)
+        batch.distances = weighted.masked_fill(~matched[:, None], torch.nan)
+        self.bank.add(category, batch)
+        if not matched.all():
+            self._warn_alone()
+        known = torch.cat((batch.distances, pool.distances[len(batch) :]))
+        known = known[~known.isnan().any(dim=1)]
+        if not len(known):
+            return
+        limit = normal_limit(known, self.deviations)
+        stages.distances[here], stages.weighted[here] = distances, weighted
+        stages.limit[here] = torch.where(matched, limit, torch.nan)
+        found = to_probability(weighted, limit)
+        stages.grid_map[here] = torch.where(matched[:, None], found, stages.refined_map[here])
+
+    def _distances(self, batch: Reference, pool: Reference, valid: torch.Tensor) -> torch.Tensor:
+        """Matching distances ``[B, L]``: mean over blocks and neighbourhoods."""
+        if not valid.any():
+            return torch.zeros_like(batch.distances)
+        total = torch.zeros_like(batch.distances)
+        number, length = len(batch), pool.patches.shape[1]
+        for layer in range(length):
+            for size in self.neighbourhoods:
+                tokens = neighbourhood_average(pool.patches[:, layer], size)
+                nearest = nearest_distances(tokens[:number], batch.kept, tokens[number:], pool.kept[number:])
+                total += mean_of_smallest(nearest, valid, self.reference_share)
+        return total / (length * len(self.neighbourhoods))
+
+    def _warn_alone(self) -> None:
+        if not self._warned_alone:
+            self._warned_alone = True
+            logger.warning(
+                "An image has no reference (it is the first of its category, and alone in its batch): it is scored by "
+                "the text alone. Give batches of two images or more. (Said once.)",
+            )
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the images seen out of copies: a copy is another stream."""
+        return {**self.__dict__, "bank": ReferenceBank(self.bank.size), "_text_features": {}}
+
+
+def _check(model: FiSeCLIPModel, bank_size: int) -> None:
+    correlations = [*CORRELATIONS, "none"]
+    sizes = model.neighbourhoods
+    checks = (
+        (
+            "class_name",
+            model.class_name,
+            model.class_name is None or bool(model.class_name.strip()),
+            "give a noun, such as 'bottle', or None",
+        ),
+        ("correlation", model.correlation, model.correlation in correlations, f"choose one of {correlations}"),
+        (
+            "semantic_blocks",
+            model.semantic_blocks,
+            1 <= model.semantic_blocks < model.clip.num_layers,
+            f"choose between 1 and {model.clip.num_layers - 1}",
+        ),
+        ("temperature", model.temperature, model.temperature > 0, "give a positive number (0.07 is usual)"),
+        ("refinement", model.refinement, 0 <= model.refinement <= 1, "give a share in [0, 1]"),
+        (
+            "filter_share",
+            model.filter_share,
+            0 <= model.filter_share <= 0.5,
+            "give a share in [0, 0.5]: at least half of an image's patches must stay",
+        ),
+        (
+            "neighbourhoods",
+            list(sizes),
+            bool(sizes) and all(size > 0 and size % 2 for size in sizes) and len(set(sizes)) == len(sizes),
+            "give distinct odd numbers, such as [1, 3, 5]",
+        ),
+        ("reference_share", model.reference_share, 0 < model.reference_share <= 1, "give a share in (0, 1]"),
+        ("bank_size", bank_size, bank_size >= 0, "give 0 (the batch alone) or more images"),
+        ("text_weight", model.text_weight, 0 <= model.text_weight <= 1, "give a weight in [0, 1]"),
+        ("class_weight", model.class_weight, 0 <= model.class_weight <= 1, "give a weight in [0, 1]"),
+        ("deviations", model.deviations, model.deviations > 0, "give a positive number"),
+        ("smoothing_sigma", model.smoothing_sigma, model.smoothing_sigma >= 0, "give 0 (no smoothing) or more pixels"),
+    )
+    for name, value, good, advice in checks:
+        if not good:
+            msg = f"{name}={value!r}: {advice}."
+            raise ValueError(msg)
