@@ -4,14 +4,19 @@
 """Registers this package's models and data modules at the moment anomalib's own tables have been built.
 
 ``anomalib_fbclip.pth`` imports this file at interpreter start, so it may use the standard library only and must cost
-about a millisecond. It waits for the first import of ``anomalib.models`` and ``anomalib.data``, lets anomalib's
-loader run, and calls :mod:`anomalib_fbclip.registration` afterwards. ``ANOMALIB_FBCLIP_AUTOLOAD=0`` turns it off.
+about a millisecond. It waits for the first import of ``anomalib.models``, ``anomalib.data`` and the pipelines of its
+CLI, lets anomalib's loader run, and calls :mod:`anomalib_fbclip.registration` afterwards.
+``ANOMALIB_FBCLIP_AUTOLOAD=0`` turns it off.
 """
 
 import os
 import sys
 
-HOSTS = {"anomalib.models": "register_models", "anomalib.data": "register_datamodules"}
+HOSTS = {
+    "anomalib.models": "register_models",
+    "anomalib.data": "register_datamodules",
+    "anomalib.cli.pipelines": "register_pipelines",
+}
 
 
 class _RegisterAfterImport:

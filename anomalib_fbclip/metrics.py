@@ -43,13 +43,16 @@ def bin_to_score(index: torch.Tensor) -> torch.Tensor:
 
 
 class ScoreHistogram(Metric):
-    """Counts of normal and anomalous scores; memory does not grow with the number of images.
+    """Counts of normal and anomalous scores in [0, 1]; memory does not grow with the number of images.
 
     Args:
         regions: Also weight each anomalous pixel by one over the area of its connected region, for AUPRO.
     """
 
     full_state_update = False
+    bins = BINS
+    to_bin = staticmethod(score_to_bin)
+    to_score = staticmethod(bin_to_score)
     normal: torch.Tensor
     anomalous: torch.Tensor
     overlap: torch.Tensor
@@ -59,14 +62,14 @@ class ScoreHistogram(Metric):
         super().__init__()
         self.regions = regions
         for name in ("normal", "anomalous", "overlap"):
-            self.add_state(name, torch.zeros(BINS, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(self.bins, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_regions", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> None:
         """Count scores ``[B, H, W]`` (or ``[B]``) against 0/1 targets of the same shape."""
-        bins, positive = score_to_bin(scores).flatten(), target.flatten() > 0
-        self.normal += torch.bincount(bins[~positive], minlength=BINS)
-        self.anomalous += torch.bincount(bins[positive], minlength=BINS)
+        bins, positive = self.to_bin(scores).flatten(), target.flatten() > 0
+        self.normal += torch.bincount(bins[~positive], minlength=self.bins)
+        self.anomalous += torch.bincount(bins[positive], minlength=self.bins)
         if self.regions and positive.any():
             mask = (target.reshape(-1, 1, *target.shape[-2:]) > 0).float().cpu()
             for index, image in enumerate(mask):
@@ -76,7 +79,7 @@ class ScoreHistogram(Metric):
                 inside = labels > 0
                 weight = area[labels[inside]].double().reciprocal()
                 own = bins.view(len(mask), -1)[index][inside]
-                self.overlap += torch.bincount(own, weights=weight, minlength=BINS)
+                self.overlap += torch.bincount(own, weights=weight, minlength=self.bins)
                 self.num_regions += int((area[1:] > 0).sum())
 
     @property
@@ -89,7 +92,7 @@ class ScoreHistogram(Metric):
         hits, alarms = self._from_top(self.anomalous), self._from_top(self.normal)
         f1 = 2 * hits / (hits + alarms + self.anomalous.sum())
         best = int(f1.argmax())
-        return float(f1[best]), float(bin_to_score(torch.tensor(BINS - 1 - best)))
+        return float(f1[best]), float(self.to_score(torch.tensor(self.bins - 1 - best)))
 
     def compute(self) -> dict[str, float]:
         """``AUROC``, ``AUPR``, ``F1Max`` and, with regions, ``AUPRO`` (false-positive rate up to 0.3).
@@ -115,6 +118,34 @@ class ScoreHistogram(Metric):
     @staticmethod
     def _from_top(counts: torch.Tensor) -> torch.Tensor:
         return counts.flip(0).cumsum(0)
+
+
+_ANY_SHIFT = 12  # of float32's 23 bits of mantissa, 11 are kept
+_ANY_HALF = 0x7F800000 >> _ANY_SHIFT
+
+
+def any_score_to_bin(scores: torch.Tensor) -> torch.Tensor:
+    """Bin of each score of any sign and size, rising with the score, 2048 to an octave."""
+    bits = scores.detach().float().contiguous().view(torch.int32)
+    size = ((bits & 0x7FFFFFFF) >> _ANY_SHIFT).long().clamp(max=_ANY_HALF)
+    return torch.where(bits < 0, _ANY_HALF - size, _ANY_HALF + size)
+
+
+def any_bin_to_score(index: torch.Tensor) -> torch.Tensor:
+    """A score below all scores of bin ``index`` and above all of the bins before."""
+    size = index - _ANY_HALF
+    # A bin of negative scores begins at its largest size.
+    edge = (torch.where(size < 0, 1 - size, size).int() << _ANY_SHIFT).view(torch.float32)
+    lowest = torch.where(size < 0, torch.nextafter(-edge, torch.tensor(0.0)), edge)
+    return torch.nextafter(lowest, torch.tensor(-torch.inf))
+
+
+class AnyScoreHistogram(ScoreHistogram):
+    """The same for scores of any range, such as distances: about 50 MB, however many images."""
+
+    bins = 2 * _ANY_HALF + 1
+    to_bin = staticmethod(any_score_to_bin)
+    to_score = staticmethod(any_bin_to_score)
 
 
 class ImageScores(Metric):

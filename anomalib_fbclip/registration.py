@@ -5,7 +5,8 @@
 
 anomalib 2.7 has no plug-in hook. Its CLI and ``get_model`` find a model by name among the attributes of
 ``anomalib.models`` and the direct subclasses of ``AnomalibModule``, and by path in the modules of ``ALLOWED_MODULES``;
-``get_datamodule`` looks among the attributes of ``anomalib.data``. All functions may be called any number of times.
+``get_datamodule`` looks among the attributes of ``anomalib.data``; the CLI takes its pipelines from a dictionary. All
+functions may be called any number of times.
 """
 
 import sys
@@ -40,6 +41,13 @@ def register_datamodules() -> None:
     host = sys.modules.get("anomalib.data")
     if host is not None:
         _expose(host, DATAMODULES)
+
+
+def register_pipelines() -> None:
+    """Make ``anomalib table`` stand beside ``anomalib benchmark``, where the command line is already imported."""
+    registry = getattr(sys.modules.get("anomalib.cli.pipelines"), "PIPELINE_REGISTRY", None)
+    if registry is not None:
+        registry.setdefault("table", import_module("anomalib_fbclip.pipelines.table.pipeline").Table)
 
 
 def _expose(host: object, table: dict[str, str]) -> None:

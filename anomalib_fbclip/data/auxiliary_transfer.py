@@ -11,6 +11,7 @@ import torch
 from anomalib.data.datamodules.base.image import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 from anomalib.data.utils import TestSplitMode, ValSplitMode
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from anomalib_fbclip.registration import register_datamodules
@@ -29,7 +30,8 @@ class AuxiliaryTransfer(AnomalibDataModule):
 
     Args:
         source: Data module whose test split is trained on: an instance, its name, or class_path and init_args.
-        target: Data module whose test split is validated and tested on, likewise.
+        target: Data module whose test split is validated and tested on, likewise. ``None``: only train, such as with
+            ``anomalib fit``.
         source_category: One category of the source, several, or ``"all"``, as in the paper; ``None``: what ``source``
             says itself.
         target_category: The same for the target. Metrics then count all categories together; for a table with a row
@@ -52,7 +54,7 @@ class AuxiliaryTransfer(AnomalibDataModule):
     def __init__(
         self,
         source: AnomalibDataModule | dict[str, Any] | str,
-        target: AnomalibDataModule | dict[str, Any] | str,
+        target: AnomalibDataModule | dict[str, Any] | str | None = None,
         source_category: str | Sequence[str] | None = None,
         target_category: str | Sequence[str] | None = None,
         sampling: str = "plain",
@@ -75,13 +77,13 @@ class AuxiliaryTransfer(AnomalibDataModule):
         )
         self.sampling = sampling
         self.sources = with_categories(load_datamodule(source), source_category)
-        self.targets = with_categories(load_datamodule(target), target_category)
-        self.category = "_to_".join(filter(None, (describe(self.sources), describe(self.targets))))
+        self.targets = with_categories(load_datamodule(target), target_category) if target is not None else []
+        self.category = "_to_".join(describe(side) for side in (self.sources, self.targets) if side)
 
     @property
     def name(self) -> str:
         """Name of the target's folder: below it, the host keeps apart the pictures of several categories."""
-        root = getattr(self.targets[0], "root", None)
+        root = getattr(self.targets[0], "root", None) if self.targets else None
         return Path(root).resolve().name if root else super().name
 
     @property
@@ -99,10 +101,30 @@ class AuxiliaryTransfer(AnomalibDataModule):
             datamodule.setup()
         check_overlap(self.sources, self.targets)
         self.train_data = combine([datamodule.test_data for datamodule in self.sources])
-        self.test_data = combine([datamodule.test_data for datamodule in self.targets])
+        if self.targets:
+            self.test_data = combine([datamodule.test_data for datamodule in self.targets])
 
     def _create_test_split(self) -> None:
         """Keep the target as it is: the host would fill it up from the source where it has no normal pictures."""
+
+    def _create_val_split(self) -> None:
+        if self.targets:
+            super()._create_val_split()
+
+    def val_dataloader(self) -> EVAL_DATALOADERS:
+        """The target's pictures; none without a target."""
+        return super().val_dataloader() if self.targets else []
+
+    def test_dataloader(self) -> EVAL_DATALOADERS:
+        """The target's pictures.
+
+        Raises:
+            ValueError: If there is no target.
+        """
+        if not self.targets:
+            msg = "target=None: there is nothing to test on. Give a target, or train with 'anomalib fit'."
+            raise ValueError(msg)
+        return super().test_dataloader()
 
     def train_dataloader(self) -> DataLoader:
         """The source's pictures, in another order each epoch."""

@@ -36,14 +36,14 @@ _HOST = "anomalib.data.datasets.image"
 _OURS = "anomalib_fbclip.data"
 
 
-def _masked(name: str, abnormal_dir: str, mask_dir: str, **more: str | int) -> Benchmark:
+def _masked(name: str, category: str, abnormal_dir: str, mask_dir: str, **more: str | int) -> Benchmark:
     folders = {"root": f"./datasets/{name}", "abnormal_dir": abnormal_dir, "mask_dir": mask_dir, **more}
-    return Benchmark(name, "LabelledFolder", None, "Medical", {**folders, "name": name})
+    return Benchmark(name, "LabelledFolder", None, "Medical", {**folders, "name": name, "category": category})
 
 
 def _labelled(name: str, normal_dir: str, abnormal_dir: str) -> Benchmark:
     folders = {"root": f"./datasets/{name}", "normal_dir": normal_dir, "abnormal_dir": abnormal_dir}
-    return Benchmark(name, "LabelledFolder", None, "Medical", {**folders, "name": name})
+    return Benchmark(name, "LabelledFolder", None, "Medical", {**folders, "name": name, "category": "brain"})
 
 
 BENCHMARKS = (
@@ -61,21 +61,22 @@ BENCHMARKS = (
         # Left alone, the host's module drops the good pictures of the test split.
         {"root": "./datasets/Real-IAD", "resolution": 1024, "test_split_mode": "from_dir"},
     ),
-    Benchmark("HeadCT", "HeadCT", None, "Medical", {"root": "./datasets/HeadCT"}),
+    Benchmark("HeadCT", "HeadCT", None, "Medical", {"root": "./datasets/HeadCT", "category": "brain"}),
     _labelled("BrainMRI", "no", "yes"),
     _labelled("Br35H", "no", "yes"),
     _masked(
         "ISIC",
+        "skin",
         "ISBI2016_ISIC_Part1_Test_Data",
         "ISBI2016_ISIC_Part1_Test_GroundTruth",
         mask_suffix="_Segmentation",
     ),
-    _masked("ClinicDB", "Original", "Ground Truth"),
-    _masked("ColonDB", "images", "masks"),
+    _masked("ClinicDB", "colon", "Original", "Ground Truth"),
+    _masked("ColonDB", "colon", "images", "masks"),
     # The masks of these three are JPEG files.
-    _masked("Kvasir", "images", "masks", mask_threshold=127),
-    _masked("Endo", "images", "masks", mask_threshold=127),
-    _masked("TN3K", "test-image", "test-mask", mask_threshold=127),
+    _masked("Kvasir", "colon", "images", "masks", mask_threshold=127),
+    _masked("Endo", "colon", "images", "masks", mask_threshold=127),
+    _masked("TN3K", "thyroid", "test-image", "test-mask", mask_threshold=127),
 )
 
 BY_NAME = {benchmark.name: benchmark for benchmark in BENCHMARKS}

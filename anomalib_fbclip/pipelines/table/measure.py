@@ -1,0 +1,132 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Metrics, time and memory of one test run, of any anomalib model, on its scores as they come out of it."""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from anomalib_fbclip.metrics import AnyScoreHistogram, ImageScores, ScoreHistogram
+from anomalib_fbclip.post_processing import ProbabilityPostProcessor
+
+METRICS = ("image_AUROC", "image_AUPR", "image_F1Max", "pixel_AUROC", "pixel_AUPRO", "pixel_F1Max")
+
+
+class Measure(Callback):
+    """Counts each batch before the model's own callbacks see it.
+
+    The host's post-processor shifts scores and clamps them to [0, 1], which makes ties; a user's callback comes before
+    it. So the ranking is the model's own, whatever range its scores have, and no validation pass is needed.
+    """
+
+    def __init__(self) -> None:
+        self.image = ImageScores()
+        self.pixel: ScoreHistogram = AnyScoreHistogram(regions=True)
+        self.images = 0
+        self.timed_images = 0
+        self.seconds = 0.0
+        self.metric_seconds = 0.0
+        self._started = 0.0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the bins."""
+        del trainer
+        if isinstance(getattr(pl_module, "post_processor", None), ProbabilityPostProcessor):
+            # Probabilities crowd at both ends of [0, 1]; these bins are fine at both.
+            self.pixel = ScoreHistogram(regions=True)
+        for metric in (self.image, self.pixel):
+            metric.to(pl_module.device)
+        reset_peak_memory()
+
+    def on_test_batch_start(self, *args, **kwargs) -> None:
+        """Start the clock: what follows is the model's resizing, normalising and scoring."""
+        del args, kwargs
+        _synchronize()
+        self._started = time.perf_counter()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop the clock and count the batch.
+
+        Raises:
+            ValueError: If a score or a map holds NaN.
+        """
+        del trainer, pl_module, outputs, dataloader_idx
+        _synchronize()
+        now = time.perf_counter()
+        number = len(batch.image)  # type: ignore[attr-defined]
+        self.images += number
+        # The first batch also pays for what is made once, unless it is the only one.
+        if batch_idx == 1:
+            self.seconds, self.timed_images = 0.0, 0
+        self.seconds += now - self._started
+        self.timed_images += number
+        scores, maps = batch.pred_score, batch.anomaly_map  # type: ignore[attr-defined]
+        labels, masks = batch.gt_label, batch.gt_mask  # type: ignore[attr-defined]
+        if scores is None and maps is not None:
+            scores = maps.flatten(1).amax(dim=1)
+        if any(values is not None and values.isnan().any() for values in (scores, maps)):
+            msg = "the model's scores hold NaN: no ranking is defined."
+            raise ValueError(msg)
+        if scores is not None and labels is not None:
+            self.image.update(scores, labels)
+        if maps is not None and masks is not None:
+            self.pixel.update(maps.reshape(masks.shape), masks)
+        self.metric_seconds += time.perf_counter() - now
+
+    def results(self) -> dict[str, float]:
+        """All six metrics, in percent; NaN where the data do not define a value."""
+        started = time.perf_counter()
+        values: dict[str, float] = {}
+        for prefix, metric in (("image", self.image), ("pixel", self.pixel)):
+            if metric.update_called:
+                values |= {f"{prefix}_{name}": 100 * value for name, value in metric.compute().items()}
+        self.metric_seconds += time.perf_counter() - started
+        return {name: values.get(name, float("nan")) for name in METRICS}
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Time of the model alone, without loading and metrics."""
+        return self.seconds / max(self.timed_images, 1)
+
+
+def reset_peak_memory() -> None:
+    """Forget the peak so far, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:  # not Linux, or not allowed: the peak is then that of the whole process
+        return
+
+
+def peak_memory_mb() -> float:
+    """Peak of the accelerator's memory, or of the process without one, in MB (10^6 bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    except (OSError, StopIteration):
+        try:
+            import resource
+        except ImportError:  # Windows
+            return float("nan")
+        # Linux counts in kB, macOS in bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,221 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Fills the cells of a table: builds each model once, and puts it back to its first state for each category."""
+
+import copy
+import logging
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import groupby
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from anomalib import LearningType
+from anomalib.engine import Engine
+from anomalib.models import get_model
+from anomalib.models.components import AnomalibModule
+from lightning import seed_everything
+from torchmetrics import Metric
+
+from anomalib_fbclip.data.overlap import check_overlap
+from anomalib_fbclip.data.sets import load_datamodule, shares_source, with_categories
+
+from .auxiliary import auxiliary_adapter, auxiliary_sources
+from .measure import Measure, peak_memory_mb
+from .plan import Cell, Plan
+from .store import CellStore
+
+if TYPE_CHECKING:
+    from anomalib.data.datamodules.base.image import AnomalibDataModule
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[Cell, dict[str, Any] | None, str | None], None]
+_TRAINS_NOTHING = {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
+
+
+class _TestEngine(Engine):
+    """anomalib's engine without its validation pass before the test of a zero-shot model.
+
+    It would look for thresholds, at the price of a second run over all pictures; no metric of the table needs one.
+    """
+
+    @staticmethod
+    def _should_run_validation(model: AnomalibModule, ckpt_path: object) -> bool:
+        del model, ckpt_path
+        return False
+
+
+def run_plan(plan: Plan, report: Report) -> dict[str, str]:
+    """Fill all cells that are not filled yet.
+
+    Args:
+        plan: The table.
+        report: Called for each cell when it is done, with its result or with what went wrong.
+
+    Returns:
+        What went wrong, by the key of the cell.
+    """
+    store = CellStore(plan.results / "cells")
+    failed = {}
+    # Cells of one model follow each other in the plan, those of one data set within them.
+    for _, group in groupby(_by_model(plan.cells), key=lambda cell: str(asdict(cell.model))):
+        builder = _Builder(plan)
+        for cell in group:
+            # Looked up as late as can be: another run on the same folder may have filled it meanwhile.
+            result = store.read(cell.key)
+            error = None
+            if result is None:
+                try:
+                    with _quiet():
+                        result = builder.run(cell)
+                    store.write(cell.key, result)
+                except Exception as problem:  # one cell must not end the table
+                    logger.debug("%s failed", cell, exc_info=True)
+                    error = failed[cell.key] = f"{type(problem).__name__}: {str(problem).strip() or 'no message'}"
+            report(cell, result, error)
+    return failed
+
+
+def _by_model(cells: Sequence[Cell]) -> list[Cell]:
+    order: dict[str, list[Cell]] = {}
+    for cell in cells:
+        order.setdefault(str(asdict(cell.model)), []).append(cell)
+    return [cell for group in order.values() for cell in group]
+
+
+class _Builder:
+    """One model of the table: built when its first cell needs it, and kept if it trains nothing.
+
+    Args:
+        plan: The table.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.model: AnomalibModule | None = None
+        self.pristine: Callable[[], None] | None = None
+        self.sources: list[AnomalibDataModule] = []
+        self.broken: Exception | None = None
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Fill one cell."""
+        datamodule = load_datamodule({"class_path": cell.data.class_path, "init_args": cell.data.init_args})
+        if cell.category is not None and str(datamodule.category) != cell.category:
+            (datamodule,) = with_categories(datamodule, cell.category)
+        datamodule.prepare_data()
+        datamodule.setup()
+        if cell.model.auxiliary is not None:
+            self.sources = self.sources or auxiliary_sources(cell.model)
+            check_overlap(self.sources, [datamodule])
+        model = self._model(cell)
+        measure = Measure()
+        with TemporaryDirectory() as folder:
+            engine = self._engine(measure, folder)
+            if model.learning_type not in _TRAINS_NOTHING:
+                engine.fit(model, datamodule=datamodule)
+                engine = self._engine(measure, folder)
+            seed_everything(cell.seed, verbose=False)
+            self._pictures(model, cell)
+            engine.test(model, datamodule=datamodule, verbose=False)
+        source = getattr(model, "source", None)
+        return {
+            "metrics": measure.results(),
+            "images": measure.images,
+            "seconds_per_image": measure.seconds_per_image,
+            "metric_seconds": measure.metric_seconds,
+            "peak_memory_mb": peak_memory_mb(),
+            "note": f"adapter trained on {source}" if shares_source(source, [datamodule]) else "",
+            "cell": asdict(cell),
+        }
+
+    def _engine(self, measure: Measure, folder: str) -> Engine:
+        kind = Engine if self.plan.pictures else _TestEngine
+        return kind(
+            callbacks=[measure],
+            accelerator=self.plan.accelerator,
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+
+    def _model(self, cell: Cell) -> AnomalibModule:
+        """The model in its first state."""
+        if self.broken is not None:
+            # Downloads that fail take their time: they are not tried for each category again.
+            raise self.broken
+        if self.model is None or self.pristine is None:
+            seed_everything(cell.seed, verbose=False)
+            init_args = dict(cell.model.init_args)
+            try:
+                if cell.model.auxiliary is not None:
+                    init_args["weights"] = str(auxiliary_adapter(cell.model, self.plan, cell.seed))
+                model = get_model({"class_path": cell.model.class_path, "init_args": init_args})
+            except Exception as problem:
+                self.broken = problem
+                raise
+            # Measured by a callback of ours, see Measure; the host's own metrics cost more than most models.
+            model.evaluator = None
+            if not self.plan.pictures:
+                model.visualizer = None
+                if hasattr(model.post_processor, "enable_thresholding"):
+                    model.post_processor.enable_thresholding = False
+            if model.learning_type not in _TRAINS_NOTHING:
+                return model
+            self.model, self.pristine = model, _remember(model)
+        self.pristine()
+        return self.model
+
+    def _pictures(self, model: AnomalibModule, cell: Cell) -> None:
+        """Give each category a folder: the host's visualizer would stay in that of the first."""
+        if self.plan.pictures and getattr(model, "visualizer", None) is not None:
+            parts = (cell.model.name, cell.data.name, cell.category or "")
+            model.visualizer.output_dir = self.plan.results.joinpath(
+                "pictures",
+                *(_safe(part) for part in parts if part),
+            )
+
+
+def _remember(model: AnomalibModule) -> Callable[[], None]:
+    """What puts a model back to its state now, but for its large and constant parts.
+
+    Thresholds are buffers of the post-processor, and some models keep the class name of their first category, such as
+    WinCLIP, whose prompts would then all be about bottles.
+    """
+    plain = {
+        name: copy.deepcopy(value)
+        for name, value in vars(model).items()
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple, type(None)))
+    }
+    post_processor = model.post_processor
+    buffers = copy.deepcopy(post_processor.state_dict()) if post_processor is not None else {}
+
+    def restore() -> None:
+        for name, value in plain.items():
+            setattr(model, name, value)
+        if post_processor is not None:
+            post_processor.load_state_dict(buffers)
+        for module in model.modules():
+            if isinstance(module, Metric):
+                module.reset()
+
+    return restore
+
+
+@contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Leave out what Lightning and anomalib tell at the start of each of many short runs; warnings stay."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _safe(part: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_. " else "_" for letter in part)

@@ -1,0 +1,44 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Results of single cells on disk: written whole or not at all, so that a run may stop, go on, or have company."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file under another name and rename it: no reader, and no other run, sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+class CellStore:
+    """One JSON file for each cell that is done.
+
+    Args:
+        folder: Folder of the files; runs of any tables may share it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """The result of a cell, or ``None`` if it is not done or its file cannot be read."""
+        try:
+            result = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return None
+        return result if isinstance(result, dict) and "metrics" in result else None
+
+    def write(self, key: str, result: Mapping[str, Any]) -> None:
+        """Keep the result of a cell."""
+        write_aside(self.folder / f"{key}.json", json.dumps(result, indent=1))
