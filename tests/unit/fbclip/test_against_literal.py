@@ -87,6 +87,18 @@ def test_attention_forward_and_gradients(dtype):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-5
 
 
+@pytest.mark.parametrize("bias", [60.0, -120.0])
+def test_attention_of_a_saturated_gate(bias):
+    torch.manual_seed(0)
+    module = ForegroundBackgroundAttention(32)
+    torch.nn.init.constant_(module.gate[2].bias, bias)
+    tokens = torch.randn(2, 10, 32)
+    fast = module(tokens)
+    assert_close(fast, literal.attention(module, tokens), rtol=0, atol=1e-5)
+    gradients = torch.autograd.grad(fast.square().sum(), list(module.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
 @pytest.mark.parametrize("bank", ["half", "full"])
 def test_background(bank):
     features = [torch.randn(2, 10, 16, requires_grad=True) for _ in range(6)]
