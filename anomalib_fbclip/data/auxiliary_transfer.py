@@ -100,9 +100,9 @@ class AuxiliaryTransfer(AnomalibDataModule):
         for datamodule in (*self.sources, *self.targets):
             datamodule.setup()
         check_overlap(self.sources, self.targets)
-        self.train_data = combine([datamodule.test_data for datamodule in self.sources])
+        self.train_data = combine(self.sources)
         if self.targets:
-            self.test_data = combine([datamodule.test_data for datamodule in self.targets])
+            self.test_data = combine(self.targets)
 
     def _create_test_split(self) -> None:
         """Keep the target as it is: the host would fill it up from the source where it has no normal pictures."""

@@ -118,14 +118,18 @@ def shares_source(source: str | None, datamodules: Sequence[AnomalibDataModule])
     return False
 
 
-def combine(datasets: Sequence[AnomalibDataset]) -> AnomalibDataset:
-    """Several data sets as one; masks are used where all of them have some."""
+def combine(datamodules: Sequence[AnomalibDataModule]) -> AnomalibDataset:
+    """The test splits of several data modules as one, with a column that names each picture's category.
+
+    Masks are used where all of them have some.
+    """
+    datasets = [datamodule.test_data for datamodule in datamodules]
     if len(datasets) == 1:
         return datasets[0]
     combined = copy.copy(datasets[0])
     tasks = {dataset.samples.attrs["task"] for dataset in datasets}
     # pandas compares attributes when it concatenates; what the host needs of them is set below.
-    tables = [pd.DataFrame(dataset.samples) for dataset in datasets]
+    tables = [pd.DataFrame(module.test_data.samples).assign(category=module.category) for module in datamodules]
     samples = pd.concat(tables, ignore_index=True)
     samples.attrs["task"] = tasks.pop() if len(tasks) == 1 else "classification"
     combined.samples = samples

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fills the cells of a table: builds each model once, and puts it back to its first state for each category."""
+"""Fills the cells of a table: builds each model once, and gives each category a copy that shares its weights."""
 
 import copy
 import logging
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from anomalib import LearningType
+from anomalib.data.datamodules.base.image import AnomalibDataModule
 from anomalib.engine import Engine
 from anomalib.models import get_model
 from anomalib.models.components import AnomalibModule
 from lightning import seed_everything
-from torchmetrics import Metric
 
 from anomalib_fbclip.data.overlap import check_overlap
 from anomalib_fbclip.data.sets import load_datamodule, shares_source, with_categories
@@ -26,9 +26,6 @@ from .auxiliary import auxiliary_adapter, auxiliary_sources
 from .measure import Measure, peak_memory_mb
 from .plan import Cell, Plan
 from .store import CellStore
-
-if TYPE_CHECKING:
-    from anomalib.data.datamodules.base.image import AnomalibDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +93,6 @@ class _Builder:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.model: AnomalibModule | None = None
-        self.pristine: Callable[[], None] | None = None
         self.sources: list[AnomalibDataModule] = []
         self.broken: Exception | None = None
 
@@ -107,9 +103,7 @@ class _Builder:
             (datamodule,) = with_categories(datamodule, cell.category)
         datamodule.prepare_data()
         datamodule.setup()
-        if cell.model.auxiliary is not None:
-            self.sources = self.sources or auxiliary_sources(cell.model)
-            check_overlap(self.sources, [datamodule])
+        self._check_source(cell, datamodule)
         model = self._model(cell)
         measure = Measure()
         with TemporaryDirectory() as folder:
@@ -131,6 +125,19 @@ class _Builder:
             "cell": asdict(cell),
         }
 
+    def _check_source(self, cell: Cell, datamodule: AnomalibDataModule) -> None:
+        """Refuse a target that the row's adapter is trained on."""
+        if cell.model.auxiliary is None:
+            return
+        if not self.sources and self.broken is None:
+            try:
+                self.sources = auxiliary_sources(cell.model)
+            except Exception as problem:  # noqa: BLE001  # raised below, and again for each further target
+                self.broken = problem
+        if self.broken is not None:
+            raise self.broken
+        check_overlap(self.sources, [datamodule])
+
     def _engine(self, measure: Measure, folder: str) -> Engine:
         kind = Engine if self.plan.pictures else _TestEngine
         return kind(
@@ -148,7 +155,7 @@ class _Builder:
         if self.broken is not None:
             # Downloads that fail take their time: they are not tried for each category again.
             raise self.broken
-        if self.model is None or self.pristine is None:
+        if self.model is None:
             seed_everything(cell.seed, verbose=False)
             init_args = dict(cell.model.init_args)
             try:
@@ -166,9 +173,8 @@ class _Builder:
                     model.post_processor.enable_thresholding = False
             if model.learning_type not in _TRAINS_NOTHING:
                 return model
-            self.model, self.pristine = model, _remember(model)
-        self.pristine()
-        return self.model
+            self.model = model
+        return _sharing_weights(self.model)
 
     def _pictures(self, model: AnomalibModule, cell: Cell) -> None:
         """Give each category a folder: the host's visualizer would stay in that of the first."""
@@ -180,30 +186,13 @@ class _Builder:
             )
 
 
-def _remember(model: AnomalibModule) -> Callable[[], None]:
-    """What puts a model back to its state now, but for its large and constant parts.
+def _sharing_weights(model: AnomalibModule) -> AnomalibModule:
+    """A copy of a model in its first state, of which only the parameters are the same in memory.
 
-    Thresholds are buffers of the post-processor, and some models keep the class name of their first category, such as
-    WinCLIP, whose prompts would then all be about bottles.
+    What a model keeps of a category (thresholds, reference images, the class name in WinCLIP's prompts, the folder of
+    pictures) is then forgotten with the copy, whatever it is.
     """
-    plain = {
-        name: copy.deepcopy(value)
-        for name, value in vars(model).items()
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple, type(None)))
-    }
-    post_processor = model.post_processor
-    buffers = copy.deepcopy(post_processor.state_dict()) if post_processor is not None else {}
-
-    def restore() -> None:
-        for name, value in plain.items():
-            setattr(model, name, value)
-        if post_processor is not None:
-            post_processor.load_state_dict(buffers)
-        for module in model.modules():
-            if isinstance(module, Metric):
-                module.reset()
-
-    return restore
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
 @contextmanager
