@@ -42,6 +42,7 @@ class Stages:
         text_similarity_before: Cosine of the attended tokens of every view, projected but not suppressed, to the
             normal and the abnormal text, each ``[B, N, 2]``.
         text_similarity: The same after suppression.
+        memory_evidence: What the memory of a few-shot model adds to the abnormal logit ``[B, N]``.
         anomaly_map_grid_before: Patch probabilities without suppression ``[B, g, g]``.
         pred_score: Image scores ``[B]``.
         anomaly_map_grid: Patch probabilities ``[B, g, g]``.
@@ -68,6 +69,7 @@ class Stages:
     background_similarity: list[torch.Tensor] = field(default_factory=list)
     text_similarity_before: list[torch.Tensor] = field(default_factory=list)
     text_similarity: list[torch.Tensor] = field(default_factory=list)
+    memory_evidence: torch.Tensor | None = None
     anomaly_map_grid_before: torch.Tensor | None = None
     pred_score: torch.Tensor | None = None
     anomaly_map_grid: torch.Tensor | None = None
@@ -109,6 +111,8 @@ class Stages:
                 self.text_similarity_before.append(before)
                 self.text_similarity.append(self._to_text(self.suppressed_projected[len(self.text_similarity)]))
                 logits = logits + weights[layer] * before / model.temperature
+        if self.memory_evidence is not None:
+            logits = logits + F.pad(self.memory_evidence[..., None], (1, 0))
         self.anomaly_map_grid_before = tokens_to_grid(logits.softmax(dim=-1)[:, 1:, 1])  # type: ignore[union-attr]
 
     def _to_text(self, joint: torch.Tensor) -> torch.Tensor:

@@ -20,12 +20,14 @@ from . import adapters
 from .attention import ForegroundBackgroundAttention
 from .background import BANKS, background_prototype, suppress_background, suppressed_similarity
 from .foreground import foreground_mask
+from .memory import NormalMemory
 from .stages import Stages
 from .text_fusion import POOLINGS, TextFeatureFusion, TextFeatures
 from .views import VIEWS, Mixing, identity_mixing, semantic_mixing, spatial_mixing
 
 PAPER_LAYERS = (1, 6, 12, 18, 24)
 _SCALE_WEIGHTS = 6
+_NOT_TRAINED = ("clip.", "memory.")
 
 
 class Scores(NamedTuple):
@@ -63,6 +65,7 @@ class FBCLIPModel(nn.Module):
         causal_text: CLIP's causal mask in the text transformer. The released weights were trained without it.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
+        few_shot: Let a memory of normal pictures join the text's score, see :meth:`remember`. Not part of the paper.
 
     Raises:
         ValueError: If an argument is out of range; the message names the value.
@@ -86,6 +89,7 @@ class FBCLIPModel(nn.Module):
         causal_text: bool = False,
         temperature: float = 0.07,
         smoothing_sigma: float = 4.0,
+        few_shot: bool = False,
     ) -> None:
         super().__init__()
         _check(views, bank, temperature, smoothing_sigma)
@@ -103,6 +107,7 @@ class FBCLIPModel(nn.Module):
         self.text_fusion = TextFeatureFusion(clip, text_poolings)
         self.attention = ForegroundBackgroundAttention(clip.vision_width) if attention else None
         self.scale_weights = nn.Parameter(torch.ones(max(_SCALE_WEIGHTS, len(self.feature_layers))))
+        self.memory = NormalMemory(len(self.feature_layers), clip.vision_width) if few_shot else None
         self._text_cache: tuple[object, torch.Tensor] | None = None
 
     def forward(
@@ -161,6 +166,10 @@ class FBCLIPModel(nn.Module):
         for index, feature in enumerate(features):
             similarity = suppressed_similarity(feature, prototype, self.clip.visual.proj, text_features)  # [B, N, 2]
             logits = logits + layer_weights[index // len(self.views)] * similarity / self.temperature
+        evidence = None
+        if self.memory is not None and not self.training:
+            evidence = self.memory(tokens, logits[..., 1] - logits[..., 0])  # [B, N]
+            logits = logits + F.pad(evidence[..., None], (1, 0))
         abnormal = logits.softmax(dim=-1)[..., 1]  # [B, N]
         mean_feature = self.clip.project(self._suppress(features[-1], prototype).mean(dim=1))
         similarity = F.normalize(mean_feature, dim=-1) @ text_features.T / self.temperature
@@ -169,6 +178,7 @@ class FBCLIPModel(nn.Module):
             stages.image_tokens, stages.background_prototype = tokens, prototype
             stages.suppressed_projected = [self.clip.project(self._suppress(f, prototype)) for f in features]
             stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
+            stages.memory_evidence = evidence
         return scores
 
     def attended_views(self, tokens: Sequence[torch.Tensor], stages: Stages | None = None) -> list[torch.Tensor]:
@@ -235,9 +245,24 @@ class FBCLIPModel(nn.Module):
         """
         return adapters.load_into(self, path)
 
+    def remember(self, images: torch.Tensor) -> None:
+        """Fill the memory of a few-shot model with normal pictures, instead of those before.
+
+        Args:
+            images: See :meth:`forward`; one picture or more.
+
+        Raises:
+            RuntimeError: If the model was built without ``few_shot``.
+        """
+        if self.memory is None:
+            msg = "This model has no memory: build it with few_shot=True (FBCLIP: k_shot=1 or more)."
+            raise RuntimeError(msg)
+        check_finite(images)
+        self.memory.fill(self.clip.encode_image(images, self.feature_layers))
+
     def trained_state_dict(self) -> dict[str, torch.Tensor]:
-        """The trained tensors, without the frozen backbone."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("clip.")}
+        """The trained tensors, without the frozen backbone and without the memory."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_NOT_TRAINED)}
 
     def load_state_dict(
         self,
@@ -245,8 +270,8 @@ class FBCLIPModel(nn.Module):
         strict: bool = True,
         assign: bool = False,
     ) -> object:
-        """Load a state dict with or without the frozen backbone's tensors."""
-        frozen = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("clip.")}
+        """Load a state dict with or without the tensors of the frozen backbone and the memory."""
+        frozen = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(_NOT_TRAINED)}
         return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
 
     @staticmethod

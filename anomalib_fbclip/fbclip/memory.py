@@ -1,0 +1,133 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A memory of normal patch tokens: what a few normal pictures add to the text score.
+
+This is no part of the paper. Tokens of the tapped blocks are compared with those of the normal pictures, as PatchCore
+and WinCLIP do. A patch's odds of being abnormal are multiplied by a power of its distance over the largest that the
+normal pictures have among each other. They tell it themselves, so nothing depends on the backbone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+PATCH_WEIGHT = 3.0
+"""Power of the relative distance in a patch's odds."""
+
+IMAGE_WEIGHT = 0.5
+"""Share of the most abnormal patch's logit that joins the image's."""
+
+NEAR = 2
+"""With one picture alone, its patches nearer than this (in patches) are not compared with each other."""
+
+
+class NormalMemory(nn.Module):
+    """Patch tokens of normal pictures, and how far normal patches lie from them.
+
+    The tensors are part of the state dict: checkpoints and exports carry them. Adapters do not, for an adapter is
+    shared, and the pictures of a line are not. Both weights were chosen on training families of the procedural
+    surfaces, see ``recipes/few_shot``.
+
+    Args:
+        num_layers: Tapped blocks S.
+        width: Width D of the tokens.
+
+    Attributes:
+        tokens: Remembered patch tokens of unit length ``[S, K, L, D]``, float16.
+        layer_scale: Mean distance of normal patches in each block ``[S]``.
+        peak: Mean over the normal pictures of their largest distance, in units of ``layer_scale``.
+    """
+
+    tokens: torch.Tensor
+    layer_scale: torch.Tensor
+    peak: torch.Tensor
+
+    def __init__(self, num_layers: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(num_layers, 0, 0, width, dtype=torch.float16))
+        self.register_buffer("layer_scale", torch.ones(num_layers))
+        self.register_buffer("peak", torch.ones(()))
+
+    @property
+    def num_images(self) -> int:
+        """Pictures that the memory holds."""
+        return self.tokens.shape[1]
+
+    @torch.no_grad()
+    def fill(self, tokens: Sequence[torch.Tensor]) -> None:
+        """Remember normal pictures instead of those before.
+
+        Args:
+            tokens: Tokens of the K pictures, for each tapped block ``[K, 1 + L, D]``, class token first.
+        """
+        patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
+        normal = torch.stack([_left_out(patches, index) for index in range(patches.shape[1])], dim=1)  # [S, K, L]
+        self.tokens = patches.half()
+        self.layer_scale = normal.mean(dim=(1, 2)).clamp(min=1e-6)
+        self.peak = (normal / self.layer_scale[:, None, None]).mean(dim=0).amax(dim=-1).mean().clamp(min=1e-6)
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
+        """Take a memory of any size; keep the own one where the state dict has none."""
+        stored = state_dict.get(f"{prefix}tokens")
+        if stored is None:
+            state_dict |= {f"{prefix}{name}": tensor for name, tensor in self.state_dict().items()}
+        else:
+            self.tokens = self.tokens.new_zeros(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, tokens: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+        """What joins the abnormal logits.
+
+        Args:
+            tokens: Tokens of the images, for each tapped block ``[B, 1 + L, D]``, class token first.
+            text: The text's abnormal minus normal logits ``[B, 1 + L]``.
+
+        Returns:
+            torch.Tensor: ``[B, 1 + L]``. Of a patch ``3 log(distance / peak)``: 0 where it lies as far from the normal
+            patches as the farthest of a normal picture. Of the image half the largest logit of its patches.
+
+        Raises:
+            RuntimeError: If the memory is empty.
+        """
+        if not self.num_images:
+            msg = "The memory holds no normal picture: call remember(images), or run test or predict by the engine."
+            raise RuntimeError(msg)
+        patches = PATCH_WEIGHT * (self.distance(tokens) / self.peak).clamp(min=1e-3).log()
+        image = IMAGE_WEIGHT * (text[:, 1:] + patches).amax(dim=-1, keepdim=True)
+        return torch.cat((image, patches), dim=-1).to(text.dtype)
+
+    def distance(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Distance to the nearest remembered token, over that of normal patches, mean over the blocks: ``[B, L]``."""
+        with torch.autocast(tokens[0].device.type, enabled=False):
+            distances = [
+                (1 - _nearest(F.normalize(layer[:, 1:].float(), dim=-1), memory.float())) / scale
+                for layer, memory, scale in zip(tokens, self.tokens, self.layer_scale, strict=True)
+            ]
+        return torch.stack(distances).mean(dim=0)
+
+
+def _left_out(patches: torch.Tensor, index: int) -> torch.Tensor:
+    """Distances ``[S, L]`` of one picture of ``[S, K, L, D]`` to the others; of a single one to its farther patches."""
+    others = [place for place in range(patches.shape[1]) if place != index]
+    if others:
+        return torch.cat([1 - _nearest(layer[index : index + 1], layer[others]) for layer in patches])
+    grid = round(patches.shape[2] ** 0.5)
+    axis = torch.arange(grid, device=patches.device)
+    places = torch.cartesian_prod(axis, axis)
+    near = (places[:, None] - places).abs().amax(dim=-1) < NEAR
+    cosine = (patches[:, 0] @ patches[:, 0].mT).masked_fill(near, -1)
+    return 1 - cosine.amax(dim=-1)
+
+
+def _nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+    """Largest cosine of each patch ``[B, L, D]`` to any token of ``[K, M, D]``: ``[B, L]``.
+
+    Picture by picture, so that no more than one ``[B, L, M]`` is ever held.
+    """
+    best = (patches @ memory[0].T).amax(dim=-1)
+    for picture in memory[1:]:
+        best = torch.maximum(best, (patches @ picture.T).amax(dim=-1))
+    return best

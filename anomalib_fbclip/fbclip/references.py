@@ -1,0 +1,73 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Where the normal pictures of a few-shot model come from: a folder, or the train split of a data module."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data.utils.image import get_image_filenames, read_image
+
+
+def collect_references(
+    k_shot: int,
+    source: str | Path | None,
+    datamodule: Any,  # noqa: ANN401  # any data module of the host, or none
+    transform: Callable[[torch.Tensor], torch.Tensor] | None,
+    seed: int | None,
+) -> torch.Tensor:
+    """Read ``k_shot`` normal pictures.
+
+    Args:
+        k_shot: How many.
+        source: A folder: its first pictures by name. ``None``: the data module.
+        datamodule: Data module whose train split has normal pictures: a random choice of these.
+        transform: The model's resize and normalisation.
+        seed: Of the choice.
+
+    Returns:
+        torch.Tensor: ``[k_shot, 3, H, H]``.
+
+    Raises:
+        ValueError: If there is no source, or it has fewer normal pictures.
+    """
+    if source is not None:
+        images = _from_folder(k_shot, source)
+    elif datamodule is None:
+        msg = (
+            f"k_shot={k_shot} needs normal pictures: give few_shot_source=<folder>, a data module whose train split "
+            f"has them, or a checkpoint that holds them."
+        )
+        raise ValueError(msg)
+    else:
+        images = _from_train_split(k_shot, datamodule, seed)
+    return torch.stack([image if transform is None else transform(image) for image in images])
+
+
+def _from_folder(k_shot: int, source: str | Path) -> list[torch.Tensor]:
+    files = sorted(get_image_filenames(Path(source).expanduser()))
+    _check_count(k_shot, files, f"few_shot_source={str(source)!r}")
+    return [read_image(file, as_tensor=True) for file in files[:k_shot]]
+
+
+def _from_train_split(k_shot: int, datamodule: Any, seed: int | None) -> list[torch.Tensor]:  # noqa: ANN401
+    if hasattr(datamodule, "source_name"):
+        msg = (
+            f"k_shot={k_shot}: the train split of {type(datamodule).__name__} is the auxiliary data set's and not the "
+            f"target's. Give few_shot_source=<folder of normal pictures of the target>."
+        )
+        raise ValueError(msg)
+    dataset = datamodule.train_data
+    normal = [index for index, label in enumerate(dataset.samples["label_index"]) if label == 0]
+    _check_count(k_shot, normal, f"the train split of {type(datamodule).__name__}")
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(normal), generator=generator)[:k_shot].tolist()
+    return [read_image(dataset.samples["image_path"].iloc[normal[place]], as_tensor=True) for place in chosen]
+
+
+def _check_count(k_shot: int, found: Sequence[object], where: str) -> None:
+    if len(found) < k_shot:
+        msg = f"k_shot={k_shot}, but {where} has {len(found)} normal pictures: lower k_shot or add pictures."
+        raise ValueError(msg)
