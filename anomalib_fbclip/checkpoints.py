@@ -26,6 +26,9 @@ def strip(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
     checkpoint["state_dict"] = {
         name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_ABSENT)
     }
+    if module.normal_source is not None:
+        # The thresholds are in the state dict; the pictures need not exist any more.
+        checkpoint["hyper_parameters"]["normal_source"] = None
     if module.weights is not None:
         checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT
     checkpoint[_KEY] = {

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_fbclip import checkpoints
+from anomalib_fbclip.calibration import CalibratedModule
 from anomalib_fbclip.callbacks import PredictionIndex
 from anomalib_fbclip.post_processing import ProbabilityPostProcessor
 from anomalib_fbclip.visualization import PredictionVisualizer
@@ -35,7 +36,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PAPER_IMAGE_SIZE = 518
 
 
-class CLIPModule(_Base):
+class CLIPModule(CalibratedModule, _Base):
     """Mixin of a Lightning module whose ``model`` scores batches of images with a frozen CLIP.
 
     Attributes:
@@ -82,6 +83,18 @@ class CLIPModule(_Base):
         """Scores and maps of one batch."""
         del batch_idx, dataloader_idx
         return self._predict(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let thresholds from normal pictures follow what was trained."""
+        self.calibrate_once()
+
+    def on_test_start(self) -> None:
+        """Set the thresholds that the user asked for."""
+        self.calibrate_once()
+
+    def on_predict_start(self) -> None:
+        """Set the thresholds that the user asked for."""
+        self.calibrate_once()
 
     def on_test_end(self) -> None:
         """Say where the pictures are."""

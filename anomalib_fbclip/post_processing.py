@@ -3,12 +3,16 @@
 
 """Labels and masks from probabilities: a fixed scale, and a threshold that is usable from the first picture."""
 
+from typing import Any
+
 import torch
 from anomalib.data import Batch
 from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 
 from anomalib_fbclip.metrics import ScoreHistogram
+
+FIXED, LABELS, NORMAL_PICTURES = "fixed", "labels", "normal pictures"
 
 
 class ProbabilityPostProcessor(PostProcessor):
@@ -19,6 +23,11 @@ class ProbabilityPostProcessor(PostProcessor):
     fixed to [0, 1] and does not follow the pictures at hand, so that a good picture stays dark. And normalisation
     bends the scale at the threshold (which lands on 0.5) instead of shifting and clamping it: ranking, and with it
     every ranking metric, is untouched; at the threshold 0.5 nothing changes at all.
+
+    Attributes:
+        origin: Where the thresholds come from: ``"origin"`` is ``"fixed"``, ``"labels"`` or ``"normal pictures"``, the
+            last with their number, the wanted and the expected false-alarm rate and its interval. Plain types only:
+            it goes into checkpoints, adapters and exports.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -32,8 +41,39 @@ class ProbabilityPostProcessor(PostProcessor):
             ("pixel_max", 1.0),
         ):
             getattr(self, name).fill_(value)
+        self.origin: dict[str, Any] = {"origin": FIXED}
         self._image_scores = ScoreHistogram()
         self._pixel_scores = ScoreHistogram()
+
+    @property
+    def _checkpoint_config_keys(self) -> tuple[str, ...]:
+        return (*super()._checkpoint_config_keys, "origin")
+
+    @property
+    def thresholds(self) -> dict[str, Any]:
+        """Both thresholds, on the scale of the model's probabilities, and where they come from."""
+        return {"image": float(self._image_threshold), "pixel": float(self._pixel_threshold), **self.origin}
+
+    def set_thresholds(self, image: float, pixel: float, **origin: Any) -> None:  # noqa: ANN401  # plain types
+        """Set both thresholds, such as :attr:`thresholds` of another.
+
+        Thresholds from normal pictures are kept when labelled validation data come by: they were asked for.
+
+        Args:
+            image: Threshold of the score, in [0, 1].
+            pixel: Threshold of the map, in [0, 1].
+            **origin: See :attr:`origin`; without it the thresholds are fixed ones.
+
+        Raises:
+            ValueError: If a threshold is not in [0, 1].
+        """
+        for name, value in (("image", image), ("pixel", pixel)):
+            if not 0 <= value <= 1:
+                msg = f"{name} threshold {value}: give a probability, from 0 to 1."
+                raise ValueError(msg)
+        self._image_threshold.fill_(image)
+        self._pixel_threshold.fill_(pixel)
+        self.origin = origin or {"origin": FIXED}
 
     def on_validation_batch_end(
         self,
@@ -62,8 +102,9 @@ class ProbabilityPostProcessor(PostProcessor):
             if scores.update_called:
                 # compute() first: it gathers the counts of all processes.
                 with scores.sync_context(should_unsync=True):
-                    if scores.has_both_classes:
+                    if scores.has_both_classes and self.origin["origin"] != NORMAL_PICTURES:
                         threshold.fill_(scores.best_f1()[1])
+                        self.origin = {"origin": LABELS}
             scores.reset()
 
     @staticmethod

@@ -77,7 +77,7 @@ def architecture(model: "FBCLIPModel") -> AdapterMetadata:
     }
 
 
-def save(model: "FBCLIPModel", path: str | Path, **extra: str | float | None) -> Path:
+def save(model: "FBCLIPModel", path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
     """Write the trained tensors and what they were made for.
 
     The file is written aside and renamed, so no half-written adapter is ever seen under its name.

@@ -75,6 +75,11 @@ class FBCLIP(CLIPModule, AnomalibModule):
             :class:`anomalib_fbclip.clip.TokenCache`. ``None``: none.
         token_cache_limit: Gigabytes that the cache may fill; 14 MB a picture for ViT-L/14 at 518 x 518.
         max_epochs: Epochs of training where the trainer sets no limit. ``None``: the paper's 2.
+        normal_source: A normal picture or a folder of them, for thresholds without labels: see
+            :meth:`CalibratedModule.calibrate`. They win over labelled validation data.
+        false_alarm_rate: Wanted share of normal pictures above each threshold; needs ``normal_source``.
+        threshold: Threshold of score and map, such as 0.5, whatever the data say. ``None``: from ``normal_source``,
+            else from labelled validation data, else that of the adapter, else 0.5.
         metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
             AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
         quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
@@ -120,6 +125,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
         token_cache: str | None = None,
         token_cache_limit: float = 50.0,
         max_epochs: int | None = None,
+        normal_source: str | None = None,
+        false_alarm_rate: float = 0.05,
+        threshold: float | None = None,
         metrics: str = "default",
         quick_gelu: bool | None = None,
         seed: int | None = 0,
@@ -171,6 +179,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
             self.token_cache = TokenCache(clip, self.model.feature_layers, token_cache, token_cache_limit * 1e9)
         self.seed = seed
         self.source: str | None = None
+        self.set_calibration(str(normal_source) if normal_source is not None else None, false_alarm_rate, threshold)
         self.supervision = Supervision.LABELS_AND_MASKS
         self.weights = self._load_weights(backbone, weights)
 
@@ -181,6 +190,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
         if weights not in {None, checkpoints.FROM_CHECKPOINT}:
             metadata = self.model.load_adapter(weights)
             self.source = metadata.get("source") or metadata.get("source_domain")
+            self.restore_thresholds(metadata)
         return weights
 
     @property
@@ -245,7 +255,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
 
     def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.fbclip.adapters.save`."""
-        return adapters.save(self.model, path, source=self.source, pretrained=self.hparams.get("pretrained"), **extra)
+        self.calibrate_once()
+        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
+        return adapters.save(self.model, path, **known, **extra)
 
 
 def _check(metrics: str, learning_rate: float, max_epochs: int | None) -> None:

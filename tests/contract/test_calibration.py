@@ -1,0 +1,107 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Thresholds without labels, through engine, adapter and checkpoint."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from anomalib.data import PredictDataset
+from PIL import Image
+
+from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.fbclip import adapters
+
+
+@pytest.fixture(scope="module")
+def normal(surfaces, tmp_path_factory) -> Path:
+    """Twelve normal pictures in a folder, and a file that is none."""
+    data = surfaces(num_train=12)
+    data.setup()
+    folder = tmp_path_factory.mktemp("normal")
+    for index, path in enumerate(data.train_data.samples.image_path):
+        Image.open(path).save(folder / f"{index}.png")
+    (folder / "notes.png").write_text("no picture")
+    return folder
+
+
+def test_normal_pictures_set_the_thresholds_of_a_prediction(model, engine, normal, surfaces, caplog) -> None:
+    fbclip = model(normal_source=normal, false_alarm_rate=0.25)
+    with caplog.at_level(logging.INFO):
+        batches = engine().predict(fbclip, data_path=normal)
+    # Of 12 pictures, 3 / 13 is the largest rate up to 0.25: two are above the third largest.
+    assert sum(bool(batch.pred_label) for batch in batches) == 2
+    assert sum(bool(batch.pred_mask.any()) for batch in batches) == 2
+    found = fbclip.thresholds
+    assert (found["origin"], found["pictures"], found["false_alarm_rate"]) == ("normal pictures", 12, 0.25)
+    assert found["expected_rate"] == pytest.approx(3 / 13)
+    assert found["interval"][0] < 3 / 13 < found["interval"][1]
+    assert "between 5.49 % and 48.4 %" in caplog.text
+    assert "notes.png" in caplog.text
+    assert caplog.text.count("Thresholds from 12") == 1
+
+    # Another rate, another threshold; labelled validation data do not replace what was asked for.
+    strict = model(normal_source=normal, false_alarm_rate=0.08)
+    engine().test(strict, datamodule=surfaces())
+    assert strict.thresholds["origin"] == "normal pictures"
+    assert strict.thresholds["image"] > found["image"]
+    assert strict.thresholds["pixel"] > found["pixel"]
+
+
+def test_adapter_and_checkpoint_carry_the_thresholds(model, engine, normal, tmp_path, caplog) -> None:
+    fbclip = model(normal_source=normal, false_alarm_rate=0.01)
+    path = fbclip.save_adapter(tmp_path / "a.safetensors")
+    assert "give 99 or more" in caplog.text
+    stored = adapters.read(path)[1]["thresholds"]
+    assert stored == fbclip.thresholds
+    other = model(weights=path)
+    assert other.thresholds == stored
+    (batch,) = engine().predict(other, data_path=normal / "0.png")
+    assert bool(batch.pred_label) == (float(batch.pred_score) > 0.5)
+    assert model(weights=path, image_size=64).thresholds["origin"] == "fixed"
+    assert "image_size=56" in caplog.text
+    assert model(weights=path, threshold=0.4).save_adapter(tmp_path / "b.safetensors")
+    assert adapters.read(tmp_path / "b.safetensors")[1]["thresholds"]["image"] == pytest.approx(0.4)
+
+    runner = engine()
+    runner.predict(fbclip, data_path=normal / "0.png")
+    runner.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    assert torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]["normal_source"] is None
+    again = FBCLIP.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert again.thresholds == stored
+
+
+def test_thresholds_follow_training(model, engine, normal, surfaces) -> None:
+    fbclip = model(weights=None, learning_rate=1e-2, normal_source=normal)
+    fbclip.calibrate_once()
+    before = fbclip.thresholds
+    engine(max_epochs=1).fit(fbclip, datamodule=surfaces(train_anomalous=True))
+    after = fbclip.thresholds
+    assert after["image"] != before["image"]
+    with torch.no_grad():
+        fbclip.eval()
+        images = [fbclip.pre_processor.transform(PredictDataset(normal / f"{i}.png")[0].image[None]) for i in range(12)]
+        assert after["image"] == pytest.approx(max(float(fbclip.model(image).pred_score) for image in images), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"false_alarm_rate": 0.0}, "false_alarm_rate=0.0"),
+        ({"threshold": 1.5}, "threshold=1.5"),
+        ({"threshold": 0.5, "normal_source": "good"}, "give one of the two"),
+        ({"threshold": 0.5, "post_processor": False}, "post_processor"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict, message: str, model) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(**arguments)
+
+
+def test_a_source_without_pictures_is_named(model, normal) -> None:
+    with pytest.raises(ValueError, match="no picture that can be read"):
+        model(normal_source=normal / "notes.png").calibrate_once()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        model(normal_source=normal / "nowhere").calibrate_once()
