@@ -26,6 +26,7 @@ from anomalib_fbclip.metrics import FullEvaluator
 
 from . import adapters
 from .loss import FBCLIPLoss
+from .references import collect_references
 from .text_fusion import POOLINGS
 from .torch_model import FBCLIPModel
 from .training_data import AnomalySynthesis, Supervision, describe_training_data
@@ -75,6 +76,10 @@ class FBCLIP(CLIPModule, AnomalibModule):
             :class:`anomalib_fbclip.clip.TokenCache`. ``None``: none.
         token_cache_limit: Gigabytes that the cache may fill; 14 MB a picture for ViT-L/14 at 518 x 518.
         max_epochs: Epochs of training where the trainer sets no limit. ``None``: the paper's 2.
+        k_shot: Normal pictures whose patch tokens join the text's score, see :class:`NormalMemory`. 0: the paper's
+            method. Checkpoints and exports carry the memory; adapters do not.
+        few_shot_source: Folder of the normal pictures, of which the first ``k_shot`` by name are taken. ``None``: a
+            random choice from the data module's train split. Read once, when the first run begins.
         normal_source: A normal picture or a folder of them, for thresholds without labels: see
             :meth:`CalibratedModule.calibrate`. They win over labelled validation data.
         false_alarm_rate: Wanted share of normal pictures above each threshold; needs ``normal_source``.
@@ -125,6 +130,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
         token_cache: str | None = None,
         token_cache_limit: float = 50.0,
         max_epochs: int | None = None,
+        k_shot: int = 0,
+        few_shot_source: str | Path | None = None,
         normal_source: str | None = None,
         false_alarm_rate: float = 0.05,
         threshold: float | None = None,
@@ -141,7 +148,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
         weights = str(weights) if weights is not None else None
         feature_layers = tuple(feature_layers) if feature_layers is not None else None
         text_poolings, views, betas = tuple(text_poolings), tuple(views), (float(betas[0]), float(betas[1]))
+        few_shot_source = str(few_shot_source) if few_shot_source is not None else None
         _check(metrics, learning_rate, max_epochs)
+        _check_few_shot(k_shot, few_shot_source)
 
         clip = load_clip(backbone, pretrained, image_size=image_size, quick_gelu=quick_gelu)
         if image_size is None and clip.patch_size == 14:
@@ -167,6 +176,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
                 causal_text=causal_text,
                 temperature=temperature,
                 smoothing_sigma=smoothing_sigma,
+                few_shot=k_shot > 0,
             )
         self.loss = FBCLIPLoss(focal_gamma, dice_weight, scr_weight)
         self.synthesis = AnomalySynthesis(CLIP_MEAN, CLIP_STD)
@@ -174,6 +184,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
         self.learning_rate = learning_rate
         self.betas = betas
         self.max_epochs = max_epochs
+        self.k_shot = k_shot
+        self.few_shot_source = few_shot_source
         self.token_cache = None
         if token_cache is not None:
             self.token_cache = TokenCache(clip, self.model.feature_layers, token_cache, token_cache_limit * 1e9)
@@ -195,8 +207,10 @@ class FBCLIP(CLIPModule, AnomalibModule):
 
     @property
     def learning_type(self) -> LearningType:
-        """``ZERO_SHOT`` with an adapter, ``ONE_CLASS`` (anomalib's word for "trains") without."""
-        return LearningType.ONE_CLASS if self.weights is None else LearningType.ZERO_SHOT
+        """``ZERO_SHOT`` or ``FEW_SHOT`` with an adapter, ``ONE_CLASS`` (anomalib's word for "trains") without."""
+        if self.weights is None:
+            return LearningType.ONE_CLASS
+        return LearningType.FEW_SHOT if self.k_shot else LearningType.ZERO_SHOT
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on the trained part (the backbone is frozen), without a schedule."""
@@ -253,11 +267,58 @@ class FBCLIP(CLIPModule, AnomalibModule):
         self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
         return total
 
+    def fill_memory(self) -> None:
+        """Read the normal pictures of a few-shot model, unless it holds some: read before, or from a checkpoint.
+
+        Raises:
+            ValueError: If there are none to read.
+        """
+        if self.model.memory is None or self.model.memory.num_images:
+            return
+        datamodule = getattr(self._trainer, "datamodule", None)
+        transform = getattr(self.pre_processor, "transform", None)
+        images = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
+        self.model.remember(images.to(self.device))
+        logger.info("%d normal pictures remembered.", len(images))
+
+    def on_validation_start(self) -> None:
+        """Fill the memory of a few-shot model; a checkpoint has been read by now."""
+        self.fill_memory()
+
+    def on_test_start(self) -> None:
+        """Fill the memory of a few-shot model."""
+        self.fill_memory()
+        super().on_test_start()
+
+    def on_predict_start(self) -> None:
+        """Fill the memory of a few-shot model."""
+        self.fill_memory()
+        super().on_predict_start()
+
+    def to_torch(self, *args, **kwargs) -> Path:
+        """Export as anomalib does, with a full memory."""
+        self.fill_memory()
+        return super().to_torch(*args, **kwargs)
+
+    def to_onnx(self, *args, **kwargs) -> Path:
+        """Export as anomalib does, with a full memory."""
+        self.fill_memory()
+        return super().to_onnx(*args, **kwargs)
+
     def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.fbclip.adapters.save`."""
         self.calibrate_once()
         known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
         return adapters.save(self.model, path, **known, **extra)
+
+
+def _check_few_shot(k_shot: int, few_shot_source: str | None) -> None:
+    if k_shot < 0:
+        msg = f"k_shot={k_shot}: give 0 (no normal pictures) or more."
+        raise ValueError(msg)
+    if few_shot_source is not None and not k_shot:
+        msg = f"few_shot_source={few_shot_source!r} is not used with k_shot=0: say how many of its pictures to take."
+        raise ValueError(msg)
 
 
 def _check(metrics: str, learning_rate: float, max_epochs: int | None) -> None:
