@@ -18,9 +18,10 @@ from lightning.pytorch import Callback
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
 from anomalib_fbclip import checkpoints
-from anomalib_fbclip.calibration import CalibratedModule
 from anomalib_fbclip.callbacks import PredictionIndex
+from anomalib_fbclip.export import ExportedModule
 from anomalib_fbclip.post_processing import ProbabilityPostProcessor
+from anomalib_fbclip.pre_processing import ExactPreProcessor
 from anomalib_fbclip.visualization import PredictionVisualizer
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PAPER_IMAGE_SIZE = 518
 
 
-class CLIPModule(CalibratedModule, _Base):
+class CLIPModule(ExportedModule, _Base):
     """Mixin of a Lightning module whose ``model`` scores batches of images with a frozen CLIP.
 
     Attributes:
@@ -134,7 +135,7 @@ class CLIPModule(CalibratedModule, _Base):
         """
         size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
         resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return PreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:

@@ -1,0 +1,140 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exported files give the eager model's answer on the raw photograph, and say what they are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data.utils import read_image
+from anomalib.deploy import CompressionType, ExportType, OpenVINOInferencer, TorchInferencer
+from anomalib.engine import Engine
+from PIL import Image
+
+from anomalib_fbclip import FBCLIP
+
+onnxruntime = pytest.importorskip("onnxruntime")
+openvino = pytest.importorskip("openvino")
+
+FULL = {"feature_layers": (4, 8), "weights": None}
+# Tracing takes most of the time: what does not test the method does with a part of it.
+LIGHT = {"feature_layers": (8,), "views": ("id",), "weights": None}
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> list[Path]:
+    """Pictures with fine detail, of which a resize without antialiasing makes something else."""
+    folder = tmp_path_factory.mktemp("photos")
+    paths = []
+    for index, (width, height) in enumerate(((180, 130), (180, 130), (70, 240))):
+        noise = np.random.default_rng(index).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        noise[height // 3 : height // 2, width // 4 : width // 2] //= 3
+        paths.append(folder / f"{index}.png")
+        Image.fromarray(noise).save(paths[-1])
+    return paths
+
+
+def _calibrated(fbclip: FBCLIP) -> FBCLIP:
+    # Near what an untrained adapter gives, so that both sides of the bend are exercised.
+    fbclip.post_processor.set_thresholds(0.45, 0.55, origin="labels")
+    return fbclip.eval()
+
+
+def _engine(root: Path) -> Engine:
+    return Engine(default_root_dir=root, accelerator="cpu", devices=1)
+
+
+def _agree(got: dict[str, np.ndarray], expected: list, tolerance: float = TOLERANCE) -> None:
+    for name in ("pred_score", "anomaly_map"):
+        value = torch.as_tensor(np.asarray(got[name])).reshape(len(expected), -1)
+        wanted = torch.stack([getattr(batch, name).flatten() for batch in expected])
+        torch.testing.assert_close(value, wanted, atol=tolerance, rtol=0)
+    assert torch.as_tensor(np.asarray(got["pred_label"])).flatten().tolist() == [bool(b.pred_label) for b in expected]
+
+
+def _run_onnx(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: images}), strict=True))
+
+
+def _read(*paths: Path) -> np.ndarray:
+    return np.stack([read_image(path, as_tensor=True).numpy() for path in paths])
+
+
+@pytest.fixture(scope="module")
+def full(model: Callable, photos, tmp_path_factory) -> tuple[FBCLIP, list, Path]:
+    """A model, what its engine predicts for each photograph, and its ONNX file."""
+    root = tmp_path_factory.mktemp("full")
+    fbclip = _calibrated(model(**FULL))
+    expected = [_engine(root).predict(fbclip, data_path=photo)[0] for photo in photos]
+    path = _engine(root).export(fbclip, ExportType.ONNX, export_root=root, input_size=(130, 180))
+    return fbclip, expected, path
+
+
+def test_onnx_agrees_on_photographs_in_batches_of_any_size(full, photos) -> None:
+    _, expected, path = full
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx"]
+    _agree(_run_onnx(path, _read(photos[0])), expected[:1])
+    _agree(_run_onnx(path, _read(*photos[:2], photos[0])), [*expected[:2], expected[0]])
+
+
+def test_the_hosts_inferencers_agree(full, photos, tmp_path, monkeypatch) -> None:
+    fbclip, expected, path = full
+    monkeypatch.chdir(tmp_path)  # the host makes a cache folder where it stands
+    monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
+    _agree(vars(OpenVINOInferencer(path, device="CPU").predict(photos[0])), expected[:1])
+    torch_path = _engine(tmp_path).export(fbclip, ExportType.TORCH, export_root=tmp_path)
+    inferencer = TorchInferencer(torch_path, device="cpu")
+    with torch.no_grad():
+        for photo, wanted in zip(photos, expected, strict=True):
+            _agree(vars(inferencer.predict(photo)), [wanted], tolerance=1e-6)
+    assert inferencer.model.export_metadata["thresholds"]["image"] == pytest.approx(0.45)
+
+
+def test_the_file_says_what_it_is(full) -> None:
+    fbclip, _, path = full
+    onnx_model = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta()
+    metadata = {key: json.loads(value) for key, value in onnx_model.custom_metadata_map.items()}
+    assert metadata == fbclip.describe((130, 180))
+    assert (metadata["backbone"], metadata["image_size"], metadata["input_size"]) == ("tiny", 56, [130, 180])
+    assert metadata["thresholds"] == {"image": pytest.approx(0.45), "pixel": pytest.approx(0.55), "origin": "labels"}
+    assert metadata["versions"].keys() == {"anomalib_fbclip", "anomalib", "torch"}
+    assert b"site-packages" not in path.read_bytes()  # no traces of the machine that exported it
+
+
+def test_a_graph_for_images_of_any_size(model, photos, tmp_path) -> None:
+    fbclip = _calibrated(model(**LIGHT))
+    path = _engine(tmp_path).export(fbclip, ExportType.ONNX, export_root=tmp_path)
+    compiled = openvino.Core().compile_model(path, "CPU")
+    for photo in (photos[0], photos[2]):
+        expected = _engine(tmp_path).predict(fbclip, data_path=photo)
+        _agree(_run_onnx(path, _read(photo)), expected)
+        result = compiled(_read(photo))
+        _agree(
+            {next(iter(names)): value for names, value in zip(result.names(), result.to_tuple(), strict=True)}, expected,
+        )
+
+
+def test_openvino_in_half_precision_with_a_fixed_batch(model, photos, tmp_path) -> None:
+    fbclip = _calibrated(model(**LIGHT))
+    expected = _engine(tmp_path).predict(fbclip, data_path=photos[0])
+    path = _engine(tmp_path).export(
+        fbclip,
+        ExportType.OPENVINO,
+        export_root=tmp_path,
+        input_size=(130, 180),
+        compression_type=CompressionType.FP16,
+        onnx_kwargs={"dynamic_axes": {}},
+    )
+    read = openvino.Core().read_model(path)
+    assert list(read.input(0).shape) == [1, 3, 130, 180]
+    result = openvino.Core().compile_model(read, "CPU")(_read(photos[0]))
+    got = {next(iter(names)): value for names, value in zip(result.names(), result.to_tuple(), strict=True)}
+    _agree(got, expected, tolerance=0.01)
+    assert json.loads(read.get_rt_info(["framework", "thresholds"]).astype(str))["origin"] == "labels"
