@@ -234,7 +234,7 @@ def _draw_maps(
 ) -> None:
     size, side = _TOP - 0.5, len(picture)
     colours, low, high = PROBABILITY
-    shown = {
+    shown: dict[str, torch.Tensor | None] = {
         "picture" if mask is None else "picture, defect outlined": None,
         "without background suppression": stages.anomaly_map_grid_before,
         "with background suppression": stages.anomaly_map_grid,

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from anomalib import LearningType
@@ -294,6 +295,14 @@ class FBCLIP(CLIPModule, AnomalibModule):
         """Fill the memory of a few-shot model."""
         self.fill_memory()
         super().on_predict_start()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a few-shot model where this one has no memory."""
+        tokens = checkpoint["state_dict"].get("model.memory.tokens")
+        if tokens is not None and self.model.memory is None:
+            msg = f"The checkpoint holds a memory of {tokens.shape[1]} normal pictures: give k_shot={tokens.shape[1]}."
+            raise ValueError(msg)
+        super().on_load_checkpoint(checkpoint)
 
     def to_torch(self, *args, **kwargs) -> Path:
         """Export as anomalib does, with a full memory."""

@@ -1,0 +1,112 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A few normal pictures through the host's engine: where they come from, and what carries them on."""
+
+import shutil
+
+import cv2
+import pytest
+import torch
+from anomalib import LearningType
+from anomalib.deploy import ExportType
+
+from anomalib_fbclip import FBCLIP, AuxiliaryTransfer
+
+
+@pytest.fixture
+def folder(surfaces, tmp_path):
+    """Three normal pictures, of another size than the model's."""
+    data = surfaces()
+    data.setup()
+    (tmp_path / "normal").mkdir()
+    for index, path in enumerate(data.train_data.samples.image_path[:3]):
+        cv2.imwrite(str(tmp_path / "normal" / f"{index}.png"), cv2.resize(cv2.imread(path), (90, 70)))
+    return tmp_path / "normal"
+
+
+def test_pictures_of_the_train_split_join_the_score_and_a_checkpoint_carries_them(model, surfaces, engine, tmp_path):
+    data = surfaces(train_anomalous=True)
+    few = model(k_shot=3, metrics="full")
+    assert few.learning_type is LearningType.FEW_SHOT
+    assert model(k_shot=3, weights=None).learning_type is LearningType.ONE_CLASS
+    runner = engine()
+    results = runner.test(few, datamodule=data)
+    assert few.model.memory.num_images == 3
+    assert results[0] != engine().test(model(metrics="full"), datamodule=data)[0]
+
+    # Only normal pictures were taken: each remembered picture is one of these.
+    normal = data.train_data.samples.query("label_index == 0").image_path
+    read = torch.stack([torch.from_numpy(cv2.imread(path)[..., ::-1].copy()).permute(2, 0, 1) for path in normal])
+    tokens = few.model.clip.encode_image(few.pre_processor.transform(read / 255), few.model.feature_layers)[0][:, 1:]
+    tokens = torch.nn.functional.normalize(tokens, dim=-1)
+    near = (few.model.memory.tokens[0].float()[:, None] - tokens).abs().amax(dim=(2, 3)) < 1e-3
+    assert near.any(dim=1).all()
+
+    # The seed chooses them.
+    chosen = []
+    for seed in (0, 1):
+        other = model(k_shot=3, seed=seed)
+        engine().validate(other, datamodule=data)
+        chosen.append(other.model.memory.tokens)
+    assert torch.equal(chosen[0], few.model.memory.tokens)
+    assert not torch.equal(chosen[0], chosen[1])
+
+    runner.trainer.save_checkpoint(tmp_path / "few.ckpt")
+    for loaded in (FBCLIP.load_from_checkpoint(tmp_path / "few.ckpt"), model(k_shot=1, metrics="full", seed=4)):
+        again = engine().test(loaded, datamodule=surfaces(), ckpt_path=tmp_path / "few.ckpt")
+        assert torch.equal(loaded.model.memory.tokens, few.model.memory.tokens)
+        assert again[0]["pixel_AUROC"] == pytest.approx(results[0]["pixel_AUROC"], abs=1e-4)
+    with pytest.raises(ValueError, match="3 normal pictures: give k_shot=3"):
+        engine().test(model(), datamodule=surfaces(), ckpt_path=tmp_path / "few.ckpt")
+
+
+def test_pictures_of_a_folder_serve_predict_and_exports(model, folder, engine, tmp_path):
+    few = model(k_shot=2, few_shot_source=folder)
+    batches = engine().predict(few, data_path=folder)
+    # Pictures that the memory holds are less abnormal than the one that it does not.
+    maps = [float(batch.anomaly_map.mean()) for batch in batches]
+    plain = [float(batch.anomaly_map.mean()) for batch in engine().predict(model(), data_path=folder)]
+    assert maps[0] < plain[0]
+    assert maps[1] < plain[1]
+
+    # An export that nothing has run before reads the folder, and then needs it no more.
+    small = {"k_shot": 2, "few_shot_source": folder, "views": ["id"], "weights": None, "feature_layers": [4]}
+    fresh = model(**small)
+    torch_path = engine().export(fresh, ExportType.TORCH, export_root=tmp_path)
+    options = {"optimize": False}
+    onnx_path = engine().export(
+        model(**small),
+        ExportType.ONNX,
+        export_root=tmp_path,
+        input_size=(56, 56),
+        onnx_kwargs=options,
+    )
+    shutil.rmtree(folder)
+    images = torch.rand(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = fresh.eval()(images)
+        got = torch.load(torch_path, weights_only=False)["model"].eval()(images)
+    torch.testing.assert_close(got.anomaly_map, expected.anomaly_map)
+    session = pytest.importorskip("onnxruntime").InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+    for name in ("pred_score", "anomaly_map"):
+        value = getattr(expected, name).squeeze()
+        torch.testing.assert_close(torch.tensor(found[name]).squeeze(), value, atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_is_said(model, surfaces, folder, engine):
+    with pytest.raises(ValueError, match="k_shot=-1"):
+        model(k_shot=-1)
+    with pytest.raises(ValueError, match="is not used with k_shot=0"):
+        model(few_shot_source=folder)
+    with pytest.raises(ValueError, match=r"k_shot=5, but few_shot_source=.*has 3 normal pictures"):
+        engine().predict(model(k_shot=5, few_shot_source=folder), data_path=folder)
+    with pytest.raises(ValueError, match="k_shot=9, but the train split of ProceduralSurfaces has 8"):
+        engine().test(model(k_shot=9), datamodule=surfaces())
+    with pytest.raises(ValueError, match="give few_shot_source"):
+        engine().predict(model(k_shot=1), data_path=folder)
+    data = AuxiliaryTransfer(surfaces(category="tiles"), surfaces())
+    with pytest.raises(ValueError, match="auxiliary data set"):
+        engine().test(model(k_shot=1), datamodule=data)
