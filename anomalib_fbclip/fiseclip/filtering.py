@@ -56,5 +56,7 @@ def reference_mask(probability: torch.Tensor, share: float) -> torch.Tensor:
     dropped = int(share * probability.shape[1])
     mask = torch.ones_like(probability, dtype=torch.bool)
     if dropped:
-        mask.scatter_(1, probability.topk(dropped, dim=-1).indices, value=False)
+        # Patches that are each other's most similar ones tie exactly: a stable order decides alike everywhere.
+        order = probability.argsort(dim=-1, descending=True, stable=True)
+        mask.scatter_(1, order[:, :dropped], value=False)
     return mask

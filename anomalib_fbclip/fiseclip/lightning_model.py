@@ -49,7 +49,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         refinement: Share of an image's patches, the most similar ones, that the text map is averaged over; 0: none.
         filter_share: Share of each image's patches, the most abnormal by text, that are no reference; at most 0.5.
         matching: ``False``: the text map alone.
-        neighbourhoods: Sides of the neighbourhoods whose tokens are averaged before matching; odd.
+        neighbourhoods: Sides of the neighbourhoods whose tokens are averaged before matching; odd. ``None``: 1, 3, 5 on
+            a grid of 37 patches, the same shares of another grid.
         reference_share: Share of the reference images, the nearest ones, that a patch's distance is averaged over.
         bank_size: Reference images that an image gets at least, as soon as so many were seen; 0: the batch alone.
         text_weight: How much the text raises or lowers distances, in [0, 1].
@@ -89,12 +90,12 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         refinement: float = 0.05,
         filter_share: float = 0.2,
         matching: bool = True,
-        neighbourhoods: Sequence[int] = (1, 3, 5),
+        neighbourhoods: Sequence[int] | None = None,
         reference_share: float = 0.3,
         bank_size: int = 16,
-        text_weight: float = 0.5,
+        text_weight: float = 0.8,
         class_weight: float = 0.3,
-        deviations: float = 5.0,
+        deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
         metrics: str = "default",
         quick_gelu: bool | None = None,
@@ -106,7 +107,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
         pretrained = str(pretrained) if pretrained is not None and pre_trained else None
         feature_layers = tuple(feature_layers) if feature_layers is not None else None
-        neighbourhoods = tuple(neighbourhoods)
+        neighbourhoods = tuple(neighbourhoods) if neighbourhoods is not None else None
         check_metrics(metrics)
 
         clip = load_clip(backbone, pretrained, image_size=image_size, quick_gelu=quick_gelu)

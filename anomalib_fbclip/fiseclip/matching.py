@@ -11,6 +11,14 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 BLOCK_ELEMENTS = 1 << 22
 """Largest block of the distance matrix that is held, in elements (16 MB in float32), but at least one image pair."""
 
+PAPER_GRID = 37
+NEIGHBOURHOODS = (1, 3, 5)
+
+
+def relative_neighbourhoods(grid: int) -> tuple[int, ...]:
+    """Neighbourhoods 1, 3, 5 of a grid of 37 patches; in another grid the odd sizes nearest to the same share of it."""
+    return tuple(sorted({2 * max(0, round((size * grid / PAPER_GRID - 1) / 2)) + 1 for size in NEIGHBOURHOODS}))
+
 
 def neighbourhood_average(patches: torch.Tensor, size: int) -> torch.Tensor:
     """Average over size x size neighbours on the patch grid and scale to unit length.

@@ -4,7 +4,6 @@
 """Normal and abnormal text features of a class, from the compositional prompt ensemble that anomalib ships."""
 
 import torch
-from anomalib.models.image.winclip.prompting import create_prompt_ensemble
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip import FrozenCLIP
@@ -23,6 +22,9 @@ def class_text_features(clip: FrozenCLIP, class_name: str) -> torch.Tensor:
     Returns:
         torch.Tensor: ``[2, d]`` of unit length, normal first.
     """
+    # Here and not above: this imports all models of the host, which in turn import ours.
+    from anomalib.models.image.winclip.prompting import create_prompt_ensemble
+
     states = create_prompt_ensemble(class_name.replace("_", " "))
     return torch.stack([F.normalize(_encode(clip, prompts).mean(dim=0), dim=-1) for prompts in states])
 

@@ -17,7 +17,7 @@ from anomalib_fbclip.functional import check_finite, grid_to_map, map_matrix, re
 from .bank import Reference, ReferenceBank, content_keys
 from .filtering import abnormal_probability, reference_mask, refine
 from .fusion import image_score, normal_limit, to_probability, weigh_by_text
-from .matching import mean_of_smallest, nearest_distances, neighbourhood_average
+from .matching import mean_of_smallest, nearest_distances, neighbourhood_average, relative_neighbourhoods
 from .semantics import CORRELATIONS, restore_semantics
 from .text import class_text_features
 
@@ -76,7 +76,8 @@ class FiSeCLIPModel(nn.Module):
         filter_share: Share of each image's patches, those of the highest refined probability, that are no reference;
             at most 0.5. 0: no filter.
         matching: ``False``: the text map alone.
-        neighbourhoods: Sides of the neighbourhoods whose tokens are averaged before matching; odd.
+        neighbourhoods: Sides of the neighbourhoods whose tokens are averaged before matching; odd. ``None``: 1, 3, 5 on
+            a grid of 37 patches, the same shares of another grid.
         reference_share: Share of the reference images, the nearest ones, that a patch's distance is averaged over.
         bank_size: Reference images that an image gets at least, as soon as so many were seen. 0: the batch alone.
         text_weight: How much the text raises or lowers distances, in [0, 1].
@@ -103,12 +104,12 @@ class FiSeCLIPModel(nn.Module):
         refinement: float = 0.05,
         filter_share: float = 0.2,
         matching: bool = True,
-        neighbourhoods: Sequence[int] = (1, 3, 5),
+        neighbourhoods: Sequence[int] | None = None,
         reference_share: float = 0.3,
         bank_size: int = 16,
-        text_weight: float = 0.5,
+        text_weight: float = 0.8,
         class_weight: float = 0.3,
-        deviations: float = 5.0,
+        deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
     ) -> None:
         super().__init__()
@@ -122,7 +123,8 @@ class FiSeCLIPModel(nn.Module):
         self.refinement = refinement
         self.filter_share = filter_share
         self.matching = matching
-        self.neighbourhoods = tuple(int(size) for size in neighbourhoods)
+        sizes = relative_neighbourhoods(clip.grid_size) if neighbourhoods is None else neighbourhoods
+        self.neighbourhoods = tuple(int(size) for size in sizes)
         self.reference_share = reference_share
         self.text_weight = text_weight
         self.class_weight = class_weight
@@ -164,13 +166,9 @@ class FiSeCLIPModel(nn.Module):
         if len(names) != len(images):
             msg = f"{len(names)} categories for {len(images)} images: give one an image, or None."
             raise ValueError(msg)
-        text = torch.stack([self.text_features(self.class_name or name) for name in names])  # [B, 2, d]
-        patches, joint, class_joint = self._encode(images)
+        patches, joint, class_probability, text_map = self.encode(images, names)
         # Small numbers are compared from here on: always in float32, whatever the backbone ran in.
         with torch.autocast(images.device.type, enabled=False):
-            joint, class_joint, text = joint.float(), class_joint.float(), text.float()
-            class_probability = abnormal_probability(class_joint[:, None], text, self.temperature)[:, 0]
-            text_map = abnormal_probability(joint, text, self.temperature)
             refined = refine(text_map, joint, self.refinement)
             kept = reference_mask(refined, self.filter_share)
             stages = FiSeStages(
@@ -204,20 +202,36 @@ class FiSeCLIPModel(nn.Module):
         self._text_features[class_name] = features
         return features
 
-    def _encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patch tokens to match ``[B, S, L, D]``; restored patch tokens and class token in the joint space."""
-        depth, before = self.clip.num_layers, self.clip.num_layers - self.semantic_blocks
+    def encode(
+        self,
+        images: torch.Tensor,
+        names: Sequence[str],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is known of each image by itself, from one run of the backbone.
+
+        Args:
+            images: See :meth:`forward`.
+            names: Category of each image.
+
+        Returns:
+            Patch tokens of the matched blocks ``[B, S, L, D]``; restored patch tokens in the joint space ``[B, L, d]``;
+            probability of "abnormal" of the class token ``[B]`` and of each patch ``[B, L]``. The last three: float32.
+        """
+        visual, depth = self.clip.visual, self.clip.num_layers
+        before = depth - self.semantic_blocks
         layers = sorted({*self.feature_layers, before, depth})
         tokens = dict(zip(layers, self.clip.encode_image(images, layers), strict=True))
-        own, visual = tokens[depth], self.clip.visual
-        restored = (
-            own
-            if self.correlation == "none"
-            else restore_semantics(visual, tokens[before], self.semantic_blocks, self.correlation)
-        )
+        patches = torch.stack([tokens[layer][:, 1:] for layer in self.feature_layers], dim=1)
+        restored = tokens[depth]
+        if self.correlation != "none":
+            restored = restore_semantics(visual, tokens[before], self.semantic_blocks, self.correlation)
         joint = self.clip.project(visual.ln_post(restored[:, 1:]))
-        class_joint = self.clip.project(visual.ln_post(own[:, 0]))
-        return torch.stack([tokens[layer][:, 1:] for layer in self.feature_layers], dim=1), joint, class_joint
+        class_joint = self.clip.project(visual.ln_post(tokens[depth][:, :1]))
+        text = torch.stack([self.text_features(self.class_name or name) for name in names])  # [B, 2, d]
+        with torch.autocast(images.device.type, enabled=False):
+            joint, class_joint, text = joint.float(), class_joint.float(), text.float()
+            class_probability = abnormal_probability(class_joint, text, self.temperature)[:, 0]
+            return patches, joint, class_probability, abnormal_probability(joint, text, self.temperature)
 
     def _match(self, category: str, here: torch.Tensor, images: Reference, stages: FiSeStages) -> None:
         """Match the images at places ``here``, all of one category, and fill in their rows of ``stages``."""

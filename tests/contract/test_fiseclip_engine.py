@@ -1,0 +1,113 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""FiSeCLIP through the host's engine and CLI: nothing is trained, every run is a new stream of images."""
+
+import logging
+import shutil
+import sys
+
+import pytest
+import torch
+from anomalib import LearningType
+from anomalib.cli import AnomalibCLI
+from anomalib.models import get_model, list_models
+
+from anomalib_fbclip import FiSeCLIP
+
+TINY = {"backbone": "tiny", "image_size": 56}
+
+
+def _pixels(batches):
+    return torch.cat([batch.anomaly_map.flatten() for batch in batches])
+
+
+def test_train_trains_nothing_and_ends_with_metrics_and_pictures(surfaces, engine, tmp_path, caplog) -> None:
+    model = FiSeCLIP(**TINY, metrics="full")
+    assert model.learning_type is LearningType.ZERO_SHOT
+    assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    before = model.model.clip.fingerprint()
+    with caplog.at_level(logging.INFO):
+        results = engine().train(model, datamodule=surfaces())
+    assert model.model.clip.fingerprint() == before
+    assert model.trainer.global_step == 0
+    expected = {f"{level}_{name}" for level in ("image", "pixel") for name in ("AUROC", "AUPR", "F1Max")}
+    assert results[0].keys() == expected | {"pixel_AUPRO"}
+    assert all(0 <= value <= 1 for value in results[0].values())
+    assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
+    assert "Prompts speak of: wood" in caplog.text
+    # Each run starts without the images of the one before: a second test gives the very same numbers.
+    again = engine().test(model, datamodule=surfaces())
+    assert again[0] == pytest.approx(results[0], abs=1e-6)
+
+
+def test_categories_of_one_data_module_are_matched_each_by_itself(surfaces, engine) -> None:
+    both = FiSeCLIP(**TINY)
+    mixed = engine().predict(both, datamodule=surfaces(category=["wood", "leather"], num_test=4))
+    assert {path.split("/")[-3] for batch in mixed for path in batch.image_path} >= {"test"}
+    assert len(both.model.bank.get("wood")) == len(both.model.bank.get("leather")) == 4
+    alone = engine().predict(FiSeCLIP(**TINY), datamodule=surfaces(category="wood", num_test=4))
+    maps = {path: one for batch in mixed for path, one in zip(batch.image_path, batch.anomaly_map, strict=True)}
+    for batch in alone:
+        for path, one in zip(batch.image_path, batch.anomaly_map, strict=True):
+            torch.testing.assert_close(maps[path], one, atol=1e-5, rtol=0)
+
+
+def test_predict_on_a_folder_and_on_one_picture(surfaces, engine, tmp_path, caplog) -> None:
+    data = surfaces()
+    data.setup()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index, path in enumerate(data.test_data.samples.image_path):
+        shutil.copy(path, folder / f"{index}.png")
+    model = FiSeCLIP(**TINY, bank_size=3)
+    with caplog.at_level(logging.WARNING):
+        batches = engine().predict(model, data_path=folder)
+    # The host predicts a folder picture by picture: the first has no reference, the others have the bank.
+    assert caplog.text.count("no reference") == 1
+    assert len(batches) == 8
+    assert len(model.model.bank) == 3
+    for batch in batches:
+        assert 0 <= float(batch.pred_score) <= 1
+        assert batch.anomaly_map.shape[-2:] == (56, 56)
+    (single,) = engine().predict(FiSeCLIP(**TINY), data_path=folder / "0.png")
+    torch.testing.assert_close(_pixels([single]), _pixels(batches[:1]))
+
+
+def test_checkpoints_hold_neither_backbone_nor_images(surfaces, engine, tmp_path) -> None:
+    model = FiSeCLIP(**TINY, filter_share=0.3, class_name="plank")
+    expected = engine().predict(model, datamodule=surfaces())
+    path = tmp_path / "model.ckpt"
+    model.trainer.save_checkpoint(path)
+    assert path.stat().st_size < 100_000
+    loaded = FiSeCLIP.load_from_checkpoint(path)
+    assert (loaded.model.filter_share, loaded.model.class_name, len(loaded.model.bank)) == (0.3, "plank", 0)
+    found = engine().predict(loaded, datamodule=surfaces())
+    torch.testing.assert_close(_pixels(found), _pixels(expected))
+    found = engine().predict(FiSeCLIP(**TINY, filter_share=0.3, class_name="plank"), None, surfaces(), ckpt_path=path)
+    torch.testing.assert_close(_pixels(found), _pixels(expected))
+    # Another noun in the prompts is another result.
+    other = engine().predict(FiSeCLIP(**TINY, filter_share=0.3, class_name="screw"), datamodule=surfaces())
+    assert (_pixels(other) - _pixels(expected)).abs().max() > 1e-4
+
+
+def test_the_host_knows_it_by_name(tmp_path) -> None:
+    assert "fi_se_c_l_i_p" in list_models()
+    assert isinstance(get_model("fise_clip", backbone="tiny"), FiSeCLIP)
+    config = {"class_path": "FiSeCLIP", "init_args": {"backbone": "tiny", "neighbourhoods": [1, 3]}}
+    assert get_model(config).model.neighbourhoods == (1, 3)
+    arguments = ["--model.backbone", "tiny", "--model.feature_layers", "[4,8]", "--data", "ProceduralSurfaces"]
+    for command in ("train", "test", "predict"):
+        line = [command, "--model", "FiSeCLIP", *arguments, "--default_root_dir", str(tmp_path)]
+        cli = AnomalibCLI(line, run=False)
+        assert cli.model.model.feature_layers == (4, 8)
+
+
+def test_test_from_the_command_line(surfaces_root, tmp_path, monkeypatch, capsys) -> None:
+    line = ["anomalib", "test", "--model", "FiSeCLIP", "--model.backbone", "tiny", "--model.image_size", "56"]
+    line += ["--data", "ProceduralSurfaces", "--data.root", str(surfaces_root), "--data.image_size", "56"]
+    line += ["--data.num_train", "8", "--data.num_test", "8", "--default_root_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", line)
+    AnomalibCLI()
+    assert "image_AUROC" in capsys.readouterr().out
+    assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
