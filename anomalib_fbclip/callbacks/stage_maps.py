@@ -175,7 +175,7 @@ def draw_stages(
     grids = _grids(stages, index)
     counts = {name: 1 if name == "mask" else len(views) for name in GROUPS if grids[name]}
     width = 2 * _MARGIN + sum(counts.values()) * _PANEL + (len(counts) - 1) * _GAP
-    width = max(width, 2 * _MARGIN + 4 * (_TOP - 0.5 + _GAP))
+    width = max(width, 2 * _MARGIN + 5 * (_TOP - 0.5 + _GAP))
     height = _TOP + 1.2 + len(feature_layers) * _PANEL + 0.5
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
 
@@ -234,8 +234,11 @@ def _draw_maps(
 ) -> None:
     size, side = _TOP - 0.5, len(picture)
     colours, low, high = PROBABILITY
+    memory = stages.memory_evidence
+    known = {} if memory is None else {"memory of normal pictures": tokens_to_grid(memory[:, 1:].sigmoid())}
     shown: dict[str, torch.Tensor | None] = {
         "picture" if mask is None else "picture, defect outlined": None,
+        **known,
         "without background suppression": stages.anomaly_map_grid_before,
         "with background suppression": stages.anomaly_map_grid,
         f"result, smoothed; score {float(stages.pred_score[index]):.3f}": stages.anomaly_map_smoothed,  # type: ignore[index]
@@ -252,7 +255,7 @@ def _draw_maps(
         if mask is not None and mask.any():
             places = np.arange(side) + 0.5
             axes.contour(places, places, mask, levels=[0.5], colors="#00e5ff", linewidths=1)
-    _colour_bar(figure, (left + step, 0.6 + size + 0.06, 3 * step - _GAP), colours, low, high)
+    _colour_bar(figure, (left + step, 0.6 + size + 0.06, (len(shown) - 1) * step - _GAP), colours, low, high)
 
 
 def _colour_bar(figure: Figure, place: tuple[float, float, float], colours: str, low: float, high: float) -> None:

@@ -50,7 +50,7 @@ def test_the_command_line_takes_it_for_a_folder_with_equal_names(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"views": ["sem"]}, {"views": ["id", "spa"], "suppression": False}, {"attention": False}],
+    [{"k_shot": 1}, {"views": ["sem"]}, {"views": ["id", "spa"], "suppression": False}, {"attention": False}],
     ids=str,
 )
 @torch.no_grad()
@@ -59,6 +59,8 @@ def test_the_record_is_the_model_s_own_and_every_ablation_can_be_drawn(arguments
     torch.nn.init.normal_(fbclip.scale_weights)
     sample = generate("wood", "hole", 56, seed=3)
     images = torch.from_numpy(sample.image).permute(2, 0, 1)[None] / 255 - 0.5
+    if fbclip.memory is not None:
+        fbclip.remember(images.flip(-1))
     batch, stages = fbclip(images.repeat(2, 1, 1, 1), return_stages=True)
     count = 3 * len(fbclip.views)
     assert len(stages.text_similarity) == len(stages.text_similarity_before) == count
@@ -68,7 +70,10 @@ def test_the_record_is_the_model_s_own_and_every_ablation_can_be_drawn(arguments
     # Summed with the layers' weights, the recorded similarities are the score; before suppression, another model's.
     weights = fbclip.scale_weights.softmax(0)
     logits = sum(weights[i // len(fbclip.views)] * each for i, each in enumerate(stages.text_similarity))
-    found = (logits / fbclip.temperature).softmax(-1)[..., 1]
+    logits = (logits / fbclip.temperature).diff(dim=-1)[..., 0]
+    if fbclip.memory is not None:
+        logits += stages.memory_evidence
+    found = logits.sigmoid()
     torch.testing.assert_close(found[:, 0], batch.pred_score)
     torch.testing.assert_close(found[:, 1:].reshape(stages.anomaly_map_grid.shape), stages.anomaly_map_grid)
     fbclip.suppression = False
@@ -76,7 +81,7 @@ def test_the_record_is_the_model_s_own_and_every_ablation_can_be_drawn(arguments
 
     figure = draw_stages(stages, fbclip.feature_layers, fbclip.views, 0, sample.image / 255, sample.mask, "wood")
     per_view = len(GROUPS) - 1 - (fbclip.attention is None) - (stages.background_prototype is None)
-    panels = 4 + 3 * (1 + per_view * len(fbclip.views))
+    panels = 4 + (fbclip.memory is not None) + 3 * (1 + per_view * len(fbclip.views))
     bars = 1 + 1 + per_view
     assert len(figure.axes) == panels + bars
 
