@@ -7,6 +7,11 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 
+def is_exporting() -> bool:
+    """Whether a graph is being recorded for ONNX or another runtime."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def abnormal_probability(joint: torch.Tensor, text_features: torch.Tensor, temperature: float) -> torch.Tensor:
     """Probability of "abnormal" of each token (softmax over two cosines).
 
@@ -36,11 +41,17 @@ def refine(probability: torch.Tensor, joint: torch.Tensor, share: float) -> torc
     count = max(1, round(share * probability.shape[1]))
     if count == 1:
         return probability
-    refined = []
-    for tokens, values in zip(F.normalize(joint, dim=-1), probability, strict=True):
-        similar = (tokens @ tokens.T).topk(count, dim=-1).indices  # one image's [L, L] at a time
-        refined.append(values[similar].mean(dim=-1))
-    return torch.stack(refined)
+    # One image's [L, L] at a time; an exported graph knows no number of images and takes them together.
+    tokens = F.normalize(joint, dim=-1)
+    if is_exporting():
+        return _average_of_similar(tokens, probability, count)
+    parts = zip(tokens.split(1), probability.split(1), strict=True)
+    return torch.cat([_average_of_similar(*part, count) for part in parts])
+
+
+def _average_of_similar(tokens: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tensor:
+    similar = (tokens @ tokens.transpose(1, 2)).topk(count, dim=-1).indices  # [B, L, count]
+    return values[:, None].expand(-1, values.shape[1], -1).gather(2, similar).mean(dim=-1)
 
 
 def reference_mask(probability: torch.Tensor, share: float) -> torch.Tensor:

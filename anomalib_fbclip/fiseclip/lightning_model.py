@@ -5,6 +5,8 @@
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from anomalib import LearningType
 from anomalib.data import Batch
@@ -161,6 +163,16 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
     def on_predict_epoch_start(self) -> None:
         """Begin a new stream of images."""
         self._start()
+
+    def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
+        """Export the text map alone: a graph keeps no images to match with."""
+        logger.warning(
+            "The exported graph is FiSeCLIP's text side alone, without matching, for it has no memory of images. "
+            "Export with export_type=torch to keep the whole method.",
+        )
+        # Computed before the graph is recorded, so that it holds features and no text tower.
+        self.model.text_features(self.model.class_name or DEFAULT_CLASS)
+        return super().to_onnx(*args, **kwargs)
 
     def _start(self) -> None:
         """Forget the images of the run before, and look up what the pictures of this run show."""

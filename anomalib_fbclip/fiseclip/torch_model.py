@@ -15,7 +15,7 @@ from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
 
 from .bank import Reference, ReferenceBank, content_keys
-from .filtering import abnormal_probability, reference_mask, refine
+from .filtering import abnormal_probability, is_exporting, reference_mask, refine
 from .fusion import image_score, normal_limit, to_probability, weigh_by_text
 from .matching import mean_of_smallest, nearest_distances, neighbourhood_average, relative_neighbourhoods
 from .semantics import CORRELATIONS, restore_semantics
@@ -162,11 +162,10 @@ class FiSeCLIPModel(nn.Module):
     def analyse(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> FiSeStages:
         """The method up to the patch map, with the tensors of every stage; the images enter the bank."""
         check_finite(images)
-        names = [DEFAULT_CLASS] * len(images) if categories is None else list(categories)
-        if len(names) != len(images):
-            msg = f"{len(names)} categories for {len(images)} images: give one an image, or None."
+        if categories is not None and len(categories) != len(images):
+            msg = f"{len(categories)} categories for {len(images)} images: give one an image, or None."
             raise ValueError(msg)
-        patches, joint, class_probability, text_map = self.encode(images, names)
+        patches, joint, class_probability, text_map = self.encode(images, categories)
         # Small numbers are compared from here on: always in float32, whatever the backbone ran in.
         with torch.autocast(images.device.type, enabled=False):
             refined = refine(text_map, joint, self.refinement)
@@ -177,15 +176,17 @@ class FiSeCLIPModel(nn.Module):
                 text_map=text_map,
                 refined_map=refined,
                 kept=kept,
-                num_references=torch.zeros(len(images), dtype=torch.long, device=images.device),
+                num_references=torch.zeros_like(class_probability, dtype=torch.long),
                 distances=torch.zeros_like(refined),
                 weighted=torch.zeros_like(refined),
                 limit=torch.full_like(class_probability, torch.nan),
                 grid_map=refined.clone(),
                 pred_score=class_probability,
             )
-            if self.matching:
+            # A recorded graph has no memory and must not depend on the pictures that it was recorded with.
+            if self.matching and not is_exporting():
                 keys = content_keys(images)
+                names = [DEFAULT_CLASS] * len(images) if categories is None else list(categories)
                 for name in dict.fromkeys(names):
                     here = torch.tensor([place for place, other in enumerate(names) if other == name])
                     self._match(name, here.to(images.device), Reference(keys, patches, kept, refined), stages)
@@ -205,13 +206,13 @@ class FiSeCLIPModel(nn.Module):
     def encode(
         self,
         images: torch.Tensor,
-        names: Sequence[str],
+        categories: Sequence[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is known of each image by itself, from one run of the backbone.
 
         Args:
             images: See :meth:`forward`.
-            names: Category of each image.
+            categories: See :meth:`forward`.
 
         Returns:
             Patch tokens of the matched blocks ``[B, S, L, D]``; restored patch tokens in the joint space ``[B, L, d]``;
@@ -227,7 +228,8 @@ class FiSeCLIPModel(nn.Module):
             restored = restore_semantics(visual, tokens[before], self.semantic_blocks, self.correlation)
         joint = self.clip.project(visual.ln_post(restored[:, 1:]))
         class_joint = self.clip.project(visual.ln_post(tokens[depth][:, :1]))
-        text = torch.stack([self.text_features(self.class_name or name) for name in names])  # [B, 2, d]
+        names = [DEFAULT_CLASS] if categories is None else categories
+        text = torch.stack([self.text_features(self.class_name or name) for name in names])  # [1 or B, 2, d]
         with torch.autocast(images.device.type, enabled=False):
             joint, class_joint, text = joint.float(), class_joint.float(), text.float()
             class_probability = abnormal_probability(class_joint, text, self.temperature)[:, 0]

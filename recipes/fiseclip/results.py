@@ -56,9 +56,9 @@ class LearnedText(FiSeCLIPModel):
         super().__init__(fbclip.clip)
         self.fbclip = fbclip
 
-    def encode(self, images: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    def encode(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> tuple[torch.Tensor, ...]:
         """See :meth:`FiSeCLIPModel.encode`."""
-        patches, joint, _, _ = super().encode(images, names)
+        patches, joint, _, _ = super().encode(images, categories)
         scores = self.fbclip.score(images)
         return patches, joint, scores.pred_score.float(), scores.grid_map.flatten(1).float()
 

@@ -111,3 +111,24 @@ def test_test_from_the_command_line(surfaces_root, tmp_path, monkeypatch, capsys
     AnomalibCLI()
     assert "image_AUROC" in capsys.readouterr().out
     assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
+
+
+def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, tmp_path, caplog) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = FiSeCLIP(**TINY).eval()
+    images = torch.rand(3, 3, 56, 56)
+    with torch.no_grad():
+        expected = model(images)
+        text = FiSeCLIP(**TINY, matching=False).eval()(images)
+    path = engine().export(model, "torch", export_root=tmp_path)
+    with torch.no_grad():
+        got = torch.load(path, weights_only=False)["model"](images)
+    torch.testing.assert_close(got.anomaly_map, expected.anomaly_map, atol=1e-5, rtol=0)
+    with caplog.at_level(logging.WARNING):
+        path = engine().export(model, "onnx", export_root=tmp_path, input_size=(56, 56))
+    assert "text side alone" in caplog.text
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    got = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+    torch.testing.assert_close(torch.tensor(got["anomaly_map"]).squeeze(), text.anomaly_map, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(got["pred_score"]).flatten(), text.pred_score, atol=1e-4, rtol=0)
