@@ -5,10 +5,12 @@
 
     python -m recipes.few_shot.results
     python -m recipes.few_shot.results --magnetic-tile <folder of MT_Blowhole, ..., MT_Free>
+    python -m recipes.few_shot.results --families train --patch-weight 3 --image-weight 0.5
 
 Each number of pictures is measured with several choices of them (``--choices``) from the train split; the table has the
 mean over the choices and, after the sign, their standard deviation. The test pictures go through the
-backbone once, and their tokens and text scores serve all rows.
+backbone once, and their tokens and text scores serve all rows. The weights of the fusion are chosen with the third
+command, on training families only.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.nn import functional
 from anomalib_fbclip import FBCLIP, MagneticTile, ProceduralSurfaces
 from anomalib_fbclip.data.magnetic_tile import DEFECTS
 from anomalib_fbclip.data.procedural.families import GROUPS
+from anomalib_fbclip.fbclip import memory as fusion
 from anomalib_fbclip.fbclip.references import collect_references
 from anomalib_fbclip.functional import tokens_to_grid
 from anomalib_fbclip.metrics import ImageScores, ScoreHistogram
@@ -110,11 +113,14 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=40, help="test pictures of each family")
     parser.add_argument("--variation", type=float, default=0.5, help="strength of the normal variation, 0..1")
     parser.add_argument("--families", default="test", choices=list(GROUPS), help="group of families")
+    parser.add_argument("--patch-weight", type=float, default=fusion.PATCH_WEIGHT, help="other weight of patches")
+    parser.add_argument("--image-weight", type=float, default=fusion.IMAGE_WEIGHT, help="other weight of the image")
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set; then only this is measured")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logger.setLevel(logging.INFO)
+    fusion.PATCH_WEIGHT, fusion.IMAGE_WEIGHT = arguments.patch_weight, arguments.image_weight
     if arguments.magnetic_tile:
         logger.info("\nMagnetic tile (real), mean over the defects, percent")
         root = arguments.magnetic_tile
