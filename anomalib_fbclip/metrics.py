@@ -132,12 +132,11 @@ def any_score_to_bin(scores: torch.Tensor) -> torch.Tensor:
 
 
 def any_bin_to_score(index: torch.Tensor) -> torch.Tensor:
-    """A score below all scores of bin ``index`` and above all of the bins before."""
+    """A score below all scores of bin ``index`` and not below any of the bins before."""
     size = index - _ANY_HALF
-    # A bin of negative scores begins at its largest size.
-    edge = (torch.where(size < 0, 1 - size, size).int() << _ANY_SHIFT).view(torch.float32)
-    lowest = torch.where(size < 0, torch.nextafter(-edge, torch.tensor(0.0)), edge)
-    return torch.nextafter(lowest, torch.tensor(-torch.inf))
+    # A bin of negative scores ends, downwards, where the size of the next one begins; that of zero is one of them.
+    edge = (torch.where(size > 0, size, (1 - size).clamp(max=_ANY_HALF)).int() << _ANY_SHIFT).view(torch.float32)
+    return torch.where(size > 0, torch.nextafter(edge, torch.tensor(-torch.inf)), -edge)
 
 
 class AnyScoreHistogram(ScoreHistogram):
