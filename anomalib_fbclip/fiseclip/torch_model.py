@@ -150,8 +150,8 @@ class FiSeCLIPModel(nn.Module):
             InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both in [0, 1].
 
         Raises:
-            ValueError: If the images are empty, not square, no multiple of the patch size, or hold NaN or infinity; or
-                if there is not one category an image.
+            ValueError: If the images are empty, not square, no multiple of the patch size, of another size than those
+                in the bank, or hold NaN or infinity; or if there is not one category an image.
         """
         stages = self.analyse(images, categories)
         grid_map = tokens_to_grid(stages.grid_map)
@@ -241,6 +241,12 @@ class FiSeCLIPModel(nn.Module):
         pool = batch
         earlier = self.bank.get(category)
         if earlier is not None:
+            if earlier.patches.shape[1:] != batch.patches.shape[1:]:
+                msg = (
+                    f"images of {batch.patches.shape[2]} patches after images of {earlier.patches.shape[2]}: "
+                    "call reset() before images of another size."
+                )
+                raise ValueError(msg)
             # The newest that are not in this batch, as many as the batch lacks.
             others = earlier[~torch.isin(earlier.keys.to(batch.keys.device), batch.keys)]
             pool = batch + others[torch.arange(min(len(others), max(0, self.bank.size - len(batch) + 1)))]

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""FBCLIP beside built-in models in one grid of the host's benchmark."""
+"""FBCLIP and FiSeCLIP beside built-in models in one grid of the host's benchmark."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -23,5 +23,5 @@ def test_the_side_by_side_config_ends_in_one_table(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     Benchmark().run(Namespace(config=small))
     table = pd.read_csv(next(tmp_path.glob("runs/benchmark/*/results.csv")))
-    assert list(table["model.class_path"]) == ["FBCLIP", "Padim", "Dfm"]
+    assert list(table["model.class_path"]) == ["FBCLIP", "FiSeCLIP", "Padim", "Dfm"]
     assert table["image_AUROC"].between(0, 1).all()

@@ -129,6 +129,11 @@ def test_bad_images(clip):
     with pytest.raises(ValueError, match="1 categories for 2 images"):
         model(torch.zeros(2, 3, 32, 32), ["wood"])
     assert len(model.bank) == 0
+    model(torch.rand(2, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"reset\(\)"):
+        model(torch.rand(2, 3, 40, 40))
+    model.reset()
+    model(torch.rand(2, 3, 40, 40))
 
 
 @settings(max_examples=10, deadline=None)
@@ -265,5 +270,5 @@ def test_half_precision(tiny, dtype):
         found = FiSeCLIPModel(tiny).analyse(pictures)
     assert found.grid_map.dtype == torch.float32
     assert_close(found.distances, expected.distances, rtol=0.1, atol=5e-3)
-    assert torch.equal(found.pred_score > 0.5, expected.pred_score > 0.5)
+    assert found.pred_score.argmax() == expected.pred_score.argmax() == 3
     assert (found.grid_map - expected.grid_map).abs().mean() < 0.03
