@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 
 from .unreadable import predicted_files, reason, restore, skip_unreadable
 
@@ -57,6 +58,9 @@ class PredictionIndex(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the table, list what is asked for."""
+        if any(isinstance(callback, SaveConfigCallback) for callback in trainer.callbacks):
+            # The command line throws predictions away at its end; thousands of them fill the memory until then.
+            trainer.predict_loop.return_predictions = False
         self._asked = predicted_files(trainer)
         self._seen: set[str] = set()
         self._changed = skip_unreadable(trainer)
