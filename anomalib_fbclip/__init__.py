@@ -24,6 +24,7 @@ _EXPORTS = {
     "HeadCT": "anomalib_fbclip.data",
     "LabelledFolder": "anomalib_fbclip.data",
     "MagneticTile": "anomalib_fbclip.data",
+    "PredictionIndex": "anomalib_fbclip.callbacks",
     "ProceduralSurfaces": "anomalib_fbclip.data",
     "StageMaps": "anomalib_fbclip.callbacks.stage_maps",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "HeadCT",
     "LabelledFolder",
     "MagneticTile",
+    "PredictionIndex",
     "ProceduralSurfaces",
     "StageMaps",
     "__version__",

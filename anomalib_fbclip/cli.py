@@ -12,7 +12,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = {"doctor": "anomalib_fbclip.doctor:main"}
+COMMANDS = {
+    "calibrate": "anomalib_fbclip.fbclip.calibrate:main",
+    "doctor": "anomalib_fbclip.doctor:main",
+    "share": "anomalib_fbclip.hub:main",
+}
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""
 
 

@@ -169,16 +169,9 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 
 def resolve(path: str | Path) -> Path:
     """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache."""
-    if not str(path).startswith("hf:/"):
-        return Path(path).expanduser()
-    from huggingface_hub import hf_hub_download
+    from anomalib_fbclip import hub
 
-    # pathlib folds the two slashes into one, and anomalib's checkpoints turn paths into strings and back.
-    parts = str(path).removeprefix("hf:").lstrip("/").split("/")
-    if len(parts) < 3:
-        msg = f"adapter {str(path)!r}: write hf://owner/repo/file."
-        raise ValueError(msg)
-    return Path(hf_hub_download(repo_id="/".join(parts[:2]), filename="/".join(parts[2:])))
+    return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path).expanduser()
 
 
 def digest(tensors: Mapping[str, torch.Tensor], metadata: AdapterMetadata) -> str:

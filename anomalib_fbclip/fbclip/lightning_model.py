@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from torch import nn
 
-from anomalib_fbclip import checkpoints, registration
+from anomalib_fbclip import checkpoints, hub, registration
 from anomalib_fbclip.callbacks import AdapterCheckpoint
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.lightning import CLIP_MEAN, CLIP_STD, PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
+from anomalib_fbclip.model_card import Results
 
 from . import adapters
 from .loss import FBCLIPLoss
@@ -319,6 +321,22 @@ class FBCLIP(CLIPModule, AnomalibModule):
         self.calibrate_once()
         known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
         return adapters.save(self.model, path, **known, **extra)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        results: Results | None = None,
+        private: bool = False,
+        license_name: str | None = None,
+    ) -> str:
+        """Share the trained part with a model card, see :func:`anomalib_fbclip.hub.share`.
+
+        Returns:
+            str: ``hf://owner/name/adapter.safetensors``, as ``weights`` takes it.
+        """
+        with TemporaryDirectory() as folder:
+            path = self.save_adapter(Path(folder, "adapter.safetensors"))
+            return hub.share(path, repo_id, results=results, private=private, license_name=license_name)
 
 
 def _check_few_shot(k_shot: int, few_shot_source: str | None) -> None:

@@ -12,6 +12,7 @@ from anomalib.data import PredictDataset
 from PIL import Image
 
 from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.cli import main
 from anomalib_fbclip.fbclip import adapters
 
 
@@ -71,6 +72,18 @@ def test_adapter_and_checkpoint_carry_the_thresholds(model, engine, normal, tmp_
     assert torch.load(tmp_path / "model.ckpt", weights_only=True)["hyper_parameters"]["normal_source"] is None
     again = FBCLIP.load_from_checkpoint(tmp_path / "model.ckpt")
     assert again.thresholds == stored
+
+
+def test_the_command_writes_thresholds_into_an_adapter(model, normal, tmp_path, capsys) -> None:
+    small = model(weights=None, views=["id"], image_size=64).save_adapter(tmp_path / "a.safetensors", epoch=3)
+    path = tmp_path / "b.safetensors"
+    assert main(["calibrate", str(small), str(normal), "--rate", "0.2", "--output", str(path)]) == 0
+    assert "from 12 normal pictures. False-alarm rate to expect 0.154" in capsys.readouterr().out
+    metadata = adapters.read(path)[1]
+    assert (metadata["epoch"], metadata["views"], metadata["image_size"]) == (3, ["id"], 64)
+    assert model(weights=path, views=["id"], image_size=64).thresholds == metadata["thresholds"]
+    assert main(["calibrate", str(small), str(tmp_path / "no"), "--output", str(path)]) == 1
+    assert "no" in capsys.readouterr().err
 
 
 def test_thresholds_follow_training(model, engine, normal, surfaces) -> None:

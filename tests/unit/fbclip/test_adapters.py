@@ -36,7 +36,7 @@ def refuse(model, path, text):
 def test_round_trip_also_from_the_hub(clip, tmp_path, monkeypatch):
     model, images = build(clip), torch.randn(1, 3, 32, 32)
     path = adapters.save(model, tmp_path / "owner" / "repo" / "a.safetensors", source="Surfaces", epoch=2)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, filename: tmp_path / repo_id / filename)
+    monkeypatch.setattr("anomalib_fbclip.hub.hf_hub_download", lambda repo, name, **_: tmp_path / repo / name)
     for place in (path, "hf://owner/repo/a.safetensors"):
         other = build(clip, seed=1)
         metadata = other.load_adapter(place)

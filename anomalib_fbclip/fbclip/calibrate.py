@@ -1,0 +1,60 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-fbclip calibrate``: write thresholds from normal pictures into an adapter."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import adapters
+from .lightning_model import FBCLIP
+
+_SETTINGS = (
+    "feature_layers",
+    "n_ctx",
+    "text_poolings",
+    "views",
+    "attention",
+    "suppression",
+    "bank",
+    "causal_text",
+    "temperature",
+    "image_size",
+)
+
+
+def main(words: Sequence[str]) -> int:
+    """Write thresholds from normal pictures into an adapter, at a wanted rate of false alarms."""
+    parser = argparse.ArgumentParser(prog="anomalib-fbclip calibrate", description=main.__doc__)
+    parser.add_argument("weights", help="adapter: .safetensors, the published .pth, or hf://owner/repo/file")
+    parser.add_argument("normal", type=Path, help="a normal picture or a folder of them")
+    parser.add_argument("--rate", type=float, default=0.05, help="wanted false-alarm rate (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="adapter to write (.safetensors)")
+    parser.add_argument("--backbone", help="where the adapter does not name it (default: ViT-L-14-336)")
+    parser.add_argument("--pretrained", help="backbone weights, if not those that the adapter names: tag or file")
+    arguments = parser.parse_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        _, metadata = adapters.read(arguments.weights)
+        model = FBCLIP(
+            backbone=arguments.backbone or metadata.get("backbone") or "ViT-L-14-336",
+            pretrained=arguments.pretrained or metadata.get("pretrained") or "openai",
+            weights=arguments.weights,
+            **{key: metadata[key] for key in _SETTINGS if key in metadata},
+        )
+        found = model.calibrate(arguments.normal, arguments.rate)
+        kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
+        path = model.save_adapter(arguments.output, **kept)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    low, high = found["interval"]
+    sys.stdout.write(
+        f"{path}: thresholds for score {found['image']:.4f} and map {found['pixel']:.4f} from {found['pictures']} "
+        f"normal pictures. False-alarm rate to expect {found['expected_rate']:.3g}, 95 % interval {low:.3g} to "
+        f"{high:.3g}.\n",
+    )
+    return 0
