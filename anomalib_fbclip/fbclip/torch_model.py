@@ -3,7 +3,7 @@
 
 """FB-CLIP as one readable pipeline: image tokens, mask, views, attention, suppression, scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,9 +157,12 @@ class FBCLIPModel(nn.Module):
         """
         check_finite(images)
         text_features = self.text_features(stages)
+        given = tokens is not None
         if tokens is None:
             tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
-        features = self.attended_views(tokens, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
+        read_again = given or stages is not None or self.memory is not None
+        blocks = tokens if read_again else _drain(tokens)
+        features = self.attended_views(blocks, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
         prototype = background_prototype(features, self.bank) if self.suppression else None  # [B, D]
         layer_weights = self.scale_weights.softmax(dim=0)
         logits = 0.0
@@ -181,34 +184,31 @@ class FBCLIPModel(nn.Module):
             stages.memory_evidence = evidence
         return scores
 
-    def attended_views(self, tokens: Sequence[torch.Tensor], stages: Stages | None = None) -> list[torch.Tensor]:
+    def attended_views(self, tokens: Iterable[torch.Tensor], stages: Stages | None = None) -> list[torch.Tensor]:
         """Views of every layer, through the attention that all of them share.
 
         Masks and views hold no learnable parameter, so they are built without gradients.
         """
         features = []
         previous = None
-        folded = None if self.attention is None else self.attention.fold()
         for layer_tokens in tokens:
             exact = layer_tokens.float()
             with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
                 # Single weights decide here, and they cost little: in float32 whatever the precision around.
                 mask = foreground_mask(exact, previous)
+                previous = None
                 mixings = [self._mixing(name, exact, mask) for name in self.views]
-                views = [mix(exact) for mix in mixings]
-            attended = views
-            if self.attention is not None:
-                projected = F.linear(layer_tokens, folded.projection)
-                attended = [
-                    self.attention.attend(view, mix(projected), folded)
-                    for view, mix in zip(views, mixings, strict=True)
-                ]
+            if self.attention is None:
+                attended = [mix(exact) for mix in mixings]
+            else:
+                variances = [mix(exact).var(dim=-1, correction=0, keepdim=True) for mix in mixings]
+                attended = self.attention.attend(layer_tokens, mixings, variances)
             features += attended
             previous = exact
             if stages is not None:
                 stages.add_layer(
                     mask,
-                    dict(zip(self.views, views, strict=True)),
+                    {name: mix(exact) for name, mix in zip(self.views, mixings, strict=True)},
                     dict(zip(self.views, attended, strict=True)),
                 )
         return features
@@ -234,7 +234,8 @@ class FBCLIPModel(nn.Module):
     @staticmethod
     def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
         """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
-        return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
+        with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
+            return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
 
     def load_adapter(self, path: str | Path) -> adapters.AdapterMetadata:
         """Load trained tensors: our adapter file, the published ``.pth`` format, or ``hf://owner/repo/file``.
@@ -303,6 +304,12 @@ class FBCLIPModel(nn.Module):
     def __getstate__(self) -> dict[str, object]:
         """Leave the cached text features out of copies: a copy has its own parameters."""
         return {**self.__dict__, "_text_cache": None}
+
+
+def _drain(tokens: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Hand the blocks on and let each go, so that the last attention does not share the memory with all of them."""
+    while tokens:
+        yield tokens.pop(0)
 
 
 def _version(parameter: torch.Tensor) -> int:
