@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 
 from anomalib_fbclip import checkpoints
 from anomalib_fbclip.callbacks import PredictionIndex
+from anomalib_fbclip.data.sets import shares_source
 from anomalib_fbclip.export import ExportedModule
 from anomalib_fbclip.post_processing import ProbabilityPostProcessor
 from anomalib_fbclip.pre_processing import ExactPreProcessor
@@ -57,8 +58,14 @@ class CLIPModule(ExportedModule, _Base):
         return {}
 
     def setup(self, stage: str) -> None:
-        """Keep a run of test or predict from leaving a real ``latest`` folder."""
-        del stage
+        """Keep a run of test or predict from leaving a real ``latest`` folder; warn of a test on one's own source."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tested = getattr(datamodule, "targets", [datamodule] if datamodule is not None else [])
+        if stage == "test" and self.weights is not None and shares_source(self.source, tested):
+            logger.warning(
+                "The adapter was trained on %s, which is tested now: this is not zero-shot, the numbers are too good.",
+                self.source,
+            )
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
             # A run of test or predict before the first train would leave a real folder where train expects a link.
