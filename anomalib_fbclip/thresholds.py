@@ -31,8 +31,9 @@ def normal_quantile(scores: torch.Tensor, false_alarm_rate: float) -> NormalQuan
     """Threshold that normal pictures exceed at a wanted rate.
 
     Of n independent scores, the k-th largest is exceeded by a new one with a probability that follows
-    Beta(k, n + 1 - k) whatever the distribution of the scores, of mean k / (n + 1). k is the largest number that keeps the mean at or
-    below the wanted rate. Where even the largest score (k = 1) is exceeded more often, n being too small, it is taken.
+    Beta(k, n + 1 - k) whatever the distribution of the scores, of mean k / (n + 1). k is the largest number that keeps
+    the mean at or below the wanted rate. Where even the largest score (k = 1) is exceeded more often, n being too
+    small, it is taken.
 
     Args:
         scores: Scores of n normal pictures ``[n]``.
