@@ -9,6 +9,7 @@ follow the floating-point grid, 1024 to an octave from both ends of [0, 1], so t
 """
 
 import logging
+from typing import Any
 
 import torch
 from anomalib.metrics import Evaluator
@@ -81,6 +82,14 @@ class ScoreHistogram(Metric):
                 own = bins.view(len(mask), -1)[index][inside]
                 self.overlap += torch.bincount(own, weights=weight, minlength=self.bins)
                 self.num_regions += int((area[1:] > 0).sum())
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "ScoreHistogram":  # noqa: ANN401  # torch's own signature
+        """Move as asked, and stay exact: a trainer in half precision would count in half precision, too."""
+        super()._apply(*args, **kwargs)
+        for name, default in self._defaults.items():
+            self._defaults[name] = default.double()
+            setattr(self, name, getattr(self, name).double())
+        return self
 
     @property
     def has_both_classes(self) -> bool:

@@ -133,6 +133,7 @@ class FrozenCLIP(nn.Module):
         """
         self._check_images(images)
         layers = self.check_layers(layers)
+        images = images.to(self.visual.conv1.weight.dtype)  # a whole model in half precision gets float32 pictures
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.inference_mode():
                 chosen = block_tokens(self.visual, images, layers)

@@ -63,8 +63,8 @@ class TokenCache:
             images: Normalised images ``[B, 3, H, H]``.
 
         Returns:
-            list[torch.Tensor]: For each block ``[B, 1 + g * g, D]``, rounded to half precision whether read or computed,
-                so that the first epoch and the later ones see the same values.
+            list[torch.Tensor]: For each block ``[B, 1 + g * g, D]``, rounded to half precision whether read or
+                computed, so that the first epoch and the later ones see the same values.
 
         Raises:
             ValueError: If the images are no input of the backbone, or its tokens do not fit half precision.
@@ -89,7 +89,8 @@ class TokenCache:
         digest.update(pixels.numpy().tobytes())
         return self.directory / f"{digest.hexdigest()}.safetensors"
 
-    def _read(self, file: Path) -> torch.Tensor | None:
+    @staticmethod
+    def _read(file: Path) -> torch.Tensor | None:
         if not file.is_file():
             return None
         try:

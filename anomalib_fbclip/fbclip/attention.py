@@ -4,9 +4,9 @@
 """Foreground-background attention (paper, eq. 22-23), projected once for all views of a block.
 
 Each view is a linear mixture of the block's tokens, and a stream's LayerNorm takes from a gated token no more than its
-mean and a factor. So query, key, value and the gate's first layer of every view are the same mixture of *one* projection
-of the tokens, times a factor for each token: two thirds of the projections fall away. Heads of both streams go through
-one attention call, a few at a time where memory matters more than the number of calls. The literal form is in
+mean and a factor. So query, key, value and the gate's first layer of every view are the same mixture of *one*
+projection of the tokens, times a factor for each token: two thirds of the projections fall away. The views of a block
+share it, and a few heads go through one attention call at a time where memory counts. The literal form is in
 ``tests/reference``.
 """
 

@@ -72,7 +72,9 @@ def suppressed_similarity(
         if prototype is None:
             return F.normalize(joint, dim=-1) @ texts.T
         feature, prototype = feature.float(), prototype.float()
-        norms = feature.norm(dim=-1, keepdim=True).clamp(min=_EPS) * prototype.norm(dim=-1).clamp(min=_EPS)[:, None, None]
+        norms = (
+            feature.norm(dim=-1, keepdim=True).clamp(min=_EPS) * prototype.norm(dim=-1).clamp(min=_EPS)[:, None, None]
+        )
         weight = 1 - feature @ prototype[..., None] / norms
         a, b = 0.5 + 0.5 * weight, 0.5 * weight  # [B, N, 1]
         point = prototype @ projection.float()  # [B, d]

@@ -62,8 +62,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
         weights: Adapter: our ``.safetensors``, the published ``.pth``, or ``hf://owner/repo/file``. ``"auto"``: the
             adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train.
         n_ctx: Learnable places of each prompt.
-        text_poolings: Out of ``global``, ``attention``, ``eot`` (paper, Table 4).
-        views: Out of ``id``, ``sem``, ``spa`` (paper, Table 3).
+        text_poolings: Out of ``global``, ``attention``, ``eot`` (paper, Table 3).
+        views: Out of ``id``, ``sem``, ``spa`` (paper, Table 4).
         attention: Foreground-background attention on or off (paper, Table 2).
         suppression: Background suppression on or off (paper, Table 2).
         bank: ``half`` or ``full`` tokens behind the background prototype (paper, Table 5).

@@ -31,7 +31,7 @@ class TextFeatureFusion(nn.Module):
     Args:
         clip: Backbone, for sizes and for its text projection.
         poolings: Any of ``"eot"`` (end-of-text token), ``"global"`` (mean of all 77 places) and ``"attention"``
-            (learned weights). The paper's ablation (Table 4) switches them one by one.
+            (learned weights). The paper's ablation (Table 3) switches them one by one.
 
     Raises:
         ValueError: If ``poolings`` is empty or holds an unknown name.

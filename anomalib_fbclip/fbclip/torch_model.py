@@ -57,8 +57,8 @@ class FBCLIPModel(nn.Module):
         feature_layers: Blocks whose tokens are read, counted from 1. ``None``: 1, 6, 12, 18, 24 for a tower of 24
             blocks, the same relative depths for another.
         n_ctx: Learnable places of each prompt.
-        text_poolings: Poolings of the text tokens, out of ``"global"``, ``"attention"``, ``"eot"`` (Table 4).
-        views: Views of the image tokens, out of ``"id"``, ``"sem"``, ``"spa"`` (Table 3).
+        text_poolings: Poolings of the text tokens, out of ``"global"``, ``"attention"``, ``"eot"`` (Table 3).
+        views: Views of the image tokens, out of ``"id"``, ``"sem"``, ``"spa"`` (Table 4).
         attention: Foreground-background attention on or off (Table 2).
         suppression: Background suppression on or off (Table 2).
         bank: Tokens behind the background prototype, ``"half"`` or ``"full"`` (Table 5).
@@ -157,27 +157,25 @@ class FBCLIPModel(nn.Module):
         """
         check_finite(images)
         text_features = self.text_features(stages)
-        given = tokens is not None
-        if tokens is None:
-            tokens = self.clip.encode_image(images, self.feature_layers)  # one [B, N, D] a layer
-        read_again = given or stages is not None or self.memory is not None
-        blocks = tokens if read_again else _drain(tokens)
-        features = self.attended_views(blocks, stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
+        # One [B, N, D] a layer; only what is read again is held beside the features.
+        blocks = self.clip.encode_image(images, self.feature_layers) if tokens is None else list(tokens)
+        tokens = [*blocks] if self.memory is not None or stages is not None else None
+        features = self.attended_views(_drain(blocks), stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
         prototype = background_prototype(features, self.bank) if self.suppression else None  # [B, D]
         layer_weights = self.scale_weights.softmax(dim=0)
-        logits = 0.0
+        logits = torch.zeros((), device=images.device)
         for index, feature in enumerate(features):
             similarity = suppressed_similarity(feature, prototype, self.clip.visual.proj, text_features)  # [B, N, 2]
             logits = logits + layer_weights[index // len(self.views)] * similarity / self.temperature
         evidence = None
-        if self.memory is not None and not self.training:
+        if self.memory is not None and tokens is not None and not self.training:
             evidence = self.memory(tokens, logits[..., 1] - logits[..., 0])  # [B, N]
             logits = logits + F.pad(evidence[..., None], (1, 0))
         abnormal = logits.softmax(dim=-1)[..., 1]  # [B, N]
         mean_feature = self.clip.project(self._suppress(features[-1], prototype).mean(dim=1))
         similarity = F.normalize(mean_feature, dim=-1) @ text_features.T / self.temperature
         scores = Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:]), similarity)
-        if stages is not None:
+        if stages is not None and tokens is not None:
             stages.image_tokens, stages.background_prototype = tokens, prototype
             stages.suppressed_projected = [self.clip.project(self._suppress(f, prototype)) for f in features]
             stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map

@@ -28,7 +28,17 @@ from rich.table import Table
 
 from .measure import FORMS, MEMORY_ENVIRONMENT, read_results
 
-COLUMNS = ("form", "size", "batch", "precision", "seconds", "of bare tower", "images/s", "extra memory, MB", "of literal")
+COLUMNS = (
+    "form",
+    "size",
+    "batch",
+    "precision",
+    "seconds",
+    "of bare tower",
+    "images/s",
+    "extra memory, MB",
+    "of literal",
+)
 
 
 def run(arguments: list[str], memory: bool) -> dict[str, float]:

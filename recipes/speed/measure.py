@@ -4,8 +4,8 @@
 """One process that times, or weighs, all forms of one combination; ``python -m recipes.speed`` starts it.
 
 Time: the forms take turns, so that a disturbance of the machine meets all of them; the median counts. Memory on a CPU:
-the process' peak resident memory above what it held before the run, reset before each form (Linux only), with an allocator
-that gives every large block back at once. Memory on a GPU: torch's own peak.
+the process' peak resident memory above what it held before the run, reset before each form (Linux only), with an
+allocator that gives every large block back at once. Memory on a GPU: torch's own peak.
 """
 
 from __future__ import annotations
@@ -31,7 +31,15 @@ from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FORMS = ("bare tower", "open_clip's tower", "literal form", "FB-CLIP", "FiSeCLIP", "training step", "cached training step")
+FORMS = (
+    "bare tower",
+    "open_clip's tower",
+    "literal form",
+    "FB-CLIP",
+    "FiSeCLIP",
+    "training step",
+    "cached training step",
+)
 MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _MARK = "RESULTS "
 
@@ -67,7 +75,8 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
         visual = clip.visual
         kept = visual.positional_embedding
         visual.positional_embedding = torch.nn.Parameter(
-            resize_position_embedding(kept, size // clip.patch_size), requires_grad=False
+            resize_position_embedding(kept, size // clip.patch_size),
+            requires_grad=False,
         )
         try:
             return visual(images)
@@ -134,14 +143,14 @@ def measure_memory(forms: dict[str, Callable[[], object]], cuda: bool) -> dict[s
             result[name] = torch.cuda.max_memory_allocated() - before
             continue
         before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         form()
         result[name] = _status("VmHWM") - before
     return result
 
 
 def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 

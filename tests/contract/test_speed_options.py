@@ -1,0 +1,63 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What makes a run faster does not make it another run: cached tokens, half precision by the trainer."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from anomalib_fbclip import FBCLIP
+
+TRAIN = {"weights": None, "learning_rate": 1e-4}
+
+
+def test_cached_tokens_train_the_same_model_and_skip_the_tower(model, surfaces, engine, tmp_path) -> None:
+    data = {"train_anomalous": True, "train_batch_size": 4}
+    losses, maps, calls = {}, {}, []
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    for cache in (None, tmp_path / "tokens"):
+        fbclip = model(**TRAIN, token_cache=cache, metrics="full")
+        encode = fbclip.model.clip.encode_image
+        if cache:
+
+            def counted(images, layers, encode=encode):
+                calls.append(len(images))
+                return encode(images, layers)
+
+            fbclip.model.clip.encode_image = counted
+        runner = engine(max_epochs=2, limit_val_batches=0, num_sanity_val_steps=0)
+        runner.fit(fbclip, datamodule=surfaces(**data))
+        losses[cache] = runner.trainer.callback_metrics["train_loss_epoch"]
+        maps[cache] = fbclip.eval().model(images).anomaly_map
+    assert sum(calls) == 8 + 2  # each training picture once, and the two above
+    assert len(list((tmp_path / "tokens").rglob("*.safetensors"))) == 8
+    assert_close(losses[None], losses[cache], rtol=2e-3, atol=0)
+    assert_close(maps[None], maps[cache], rtol=0, atol=5e-3)
+
+
+def test_synthesised_anomalies_are_not_cached(model, surfaces, engine, tmp_path) -> None:
+    fbclip = model(**TRAIN, token_cache=tmp_path / "tokens")
+    engine(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0).fit(fbclip, datamodule=surfaces())
+    assert not list((tmp_path / "tokens").rglob("*.safetensors"))
+
+
+def test_the_limit_of_the_cache_is_in_gigabytes(model, surfaces, engine, tmp_path) -> None:
+    fbclip = model(**TRAIN, token_cache=tmp_path / "tokens", token_cache_limit=1e-6)
+    engine(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0).fit(
+        fbclip,
+        datamodule=surfaces(train_anomalous=True),
+    )
+    assert not list((tmp_path / "tokens").rglob("*.safetensors"))
+
+
+def test_half_precision_of_the_trainer_gives_the_same_metrics(surfaces, engine) -> None:
+    found = {}
+    for precision in ("32-true", "bf16-mixed", "16-true"):
+        fbclip = FBCLIP(backbone="tiny", metrics="full", visualizer=False)
+        (found[precision],) = engine(precision=precision, limit_val_batches=0).test(
+            fbclip, datamodule=surfaces(image_size=112)
+        )
+    for precision in ("bf16-mixed", "16-true"):
+        for name in ("image_AUROC", "pixel_AUROC"):
+            assert found[precision][name] == pytest.approx(found["32-true"][name], abs=0.002), (precision, name)
