@@ -7,8 +7,6 @@ anomalib switches antialiasing off for exports, so that an exported model sees o
 tested. Resizing is linear and separable: two matrix products do the same, exactly, in any runtime.
 """
 
-from functools import lru_cache
-
 import torch
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
@@ -41,14 +39,10 @@ def resize_matrix(size_in: int, size_out: int) -> torch.Tensor:
     cubic with a = -0.5, widened by the scale where the image shrinks, cut at the border and normalised.
     """
     if isinstance(size_in, int):
-        return _constant_matrix(size_in, size_out)
+        # No cache: a tensor that is made while a graph is recorded belongs to that graph and breaks the next one.
+        return _matrix(torch.arange(1, size_in + 1, dtype=torch.float64), size_out).float()
     # A size becomes a tensor without a symbolic float, which exporters do not translate.
     return _matrix(torch.ones(size_in).cumsum(0), size_out)
-
-
-@lru_cache(maxsize=8)
-def _constant_matrix(size_in: int, size_out: int) -> torch.Tensor:
-    return _matrix(torch.arange(1, size_in + 1, dtype=torch.float64), size_out).float()
 
 
 def _matrix(places: torch.Tensor, size_out: int) -> torch.Tensor:

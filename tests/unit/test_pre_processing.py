@@ -33,8 +33,9 @@ def test_an_exported_graph_keeps_antialiasing_for_fixed_and_for_any_size():
     assert torch.equal(expected, processor.transform(image))
     host = PreProcessor(_transform(32))(image)
     assert float((host - expected).abs().max()) > 0.5
-    fixed = torch.export.export(processor, (image,)).module()
-    torch.testing.assert_close(fixed(image), expected, atol=1e-4, rtol=0)
+    for _ in range(2):  # nothing of the first graph may be left for the second
+        fixed = torch.export.export(processor, (image,), strict=False).module()
+        torch.testing.assert_close(fixed(image), expected, atol=1e-4, rtol=0)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     dynamic = torch.export.export(processor, (image,), dynamic_shapes=(sizes,)).module()
     for shape in ((90, 130), (41, 33), (17, 300)):
