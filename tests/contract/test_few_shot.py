@@ -71,7 +71,7 @@ def test_pictures_of_a_folder_serve_predict_and_exports(model, folder, engine, t
     assert maps[1] < plain[1]
 
     # An export that nothing has run before reads the folder, and then needs it no more.
-    small = {"k_shot": 2, "few_shot_source": folder, "views": ["id"], "weights": None, "feature_layers": [4]}
+    small = {"k_shot": 2, "few_shot_source": folder, "views": ["id"], "weights": None, "feature_layers": [1]}
     fresh = model(**small)
     torch_path = engine().export(fresh, ExportType.TORCH, export_root=tmp_path)
     options = {"optimize": False}
