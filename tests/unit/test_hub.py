@@ -83,7 +83,7 @@ class Hub(BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
     handler = type("Handler", (Hub,), {"files": {}, "created": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{running.server_port}")
         monkeypatch.setenv("HF_TOKEN", "hf_right")
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -115,7 +115,8 @@ def test_share_and_fetch_again(server, adapter, small_clip, tmp_path, capsys):
     assert main(["share", str(path), "owner/name", "--results", str(results), "--license", "mit", "--private"]) == 0
     place = capsys.readouterr().out.strip()
     assert place == "hf://owner/name/wood.safetensors"
-    assert server.created[0]["private"] is True
+    # Older clients say "private", newer ones a "visibility".
+    assert server.created[0].get("private") or server.created[0].get("visibility") == "private"
 
     other = FBCLIPModel(small_clip(), feature_layers=(1, 3), n_ctx=3).eval()
     assert other.load_adapter(place)["epoch"] == 2
@@ -133,6 +134,8 @@ def test_share_and_fetch_again(server, adapter, small_clip, tmp_path, capsys):
     assert adapters.read(path)[1]["sha256"] in card
 
     assert hub.share(path, "owner/name", results={"pixel_AUPRO": 0.87654}) == place
+    assert not server.created[1].get("private")
+    assert server.created[1].get("visibility") != "private"
     card = server.files["/owner/name/resolve/main/README.md"].decode()
     assert "| pixel_AUPRO | 0.8765 |" in card
     assert "license" not in yaml.safe_load(card.split("---")[1])
