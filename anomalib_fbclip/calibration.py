@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from anomalib.data import PredictDataset
+from anomalib.data import InferenceBatch, PredictDataset
 
 from anomalib_fbclip.callbacks.unreadable import UNREADABLE
 from anomalib_fbclip.post_processing import FIXED, NORMAL_PICTURES, ProbabilityPostProcessor
@@ -58,8 +58,7 @@ class CalibratedModule(_Base):
         """Set the thresholds that the user asked for, unless that was done with the parameters as they are."""
         if self.threshold is None and self.normal_source is None:
             return
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        state = [(0 if t.is_inference() else t._version, t.shape) for t in tensors]  # noqa: SLF001  # no public name
+        state = self._calibration_state()
         if self._calibrated != state:
             self._calibrated = state
             if self.normal_source is not None:
@@ -142,6 +141,15 @@ class CalibratedModule(_Base):
                 self.model.clip.image_size,
             )
 
+    def _calibration_state(self) -> object:
+        """What thresholds from normal pictures depend on: they are found anew where it has changed."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return [(0 if t.is_inference() else t._version, t.shape) for t in tensors]  # noqa: SLF001  # no public name
+
+    def _score_images(self, images: torch.Tensor) -> InferenceBatch:
+        """Score and map of transformed images, as in a prediction."""
+        return self.model(images)
+
     @torch.no_grad()
     def _score_pictures(self, source: str | Path) -> tuple[list[torch.Tensor], list[torch.Tensor], list[str]]:
         """Score and largest map value of each picture, before post-processing, and the files that cannot be read."""
@@ -157,7 +165,7 @@ class CalibratedModule(_Base):
                 unreadable.append(f"{path}: {error}")
                 continue
             image = image[None].to(device)
-            prediction = self.model(self.pre_processor.transform(image) if self.pre_processor else image)
+            prediction = self._score_images(self.pre_processor.transform(image) if self.pre_processor else image)
             scores.append(prediction.pred_score[0].float().cpu())
             peaks.append(prediction.anomaly_map.amax().float().cpu())
         self.model.train(training)

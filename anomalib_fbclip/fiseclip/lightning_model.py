@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
@@ -59,6 +60,12 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: Weight of the class token's text probability in the image score, in [0, 1].
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
+        normal_source: A folder of two normal pictures or more, for thresholds without labels: see
+            :meth:`CalibratedModule.calibrate`. They serve the thresholds alone: each is scored by the others, and they
+            are no references of the images of a run. They win over labelled validation data.
+        false_alarm_rate: Wanted share of normal pictures above each threshold; needs ``normal_source``.
+        threshold: Threshold of score and map, such as 0.5, whatever the data say. ``None``: from ``normal_source``,
+            else from labelled validation data, else 0.5.
         metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
             AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
         quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
@@ -99,6 +106,9 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: float = 0.3,
         deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
+        normal_source: str | None = None,
+        false_alarm_rate: float = 0.05,
+        threshold: float | None = None,
         metrics: str = "default",
         quick_gelu: bool | None = None,
         pre_processor: nn.Module | bool = True,
@@ -140,6 +150,10 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             smoothing_sigma=smoothing_sigma,
         )
         self.image_size = clip.image_size
+        self.set_calibration(str(normal_source) if normal_source is not None else None, false_alarm_rate, threshold)
+        if normal_source is not None and matching and not bank_size:
+            msg = f"normal_source={self.normal_source!r} with bank_size=0: give bank_size=1 or more, to score by."
+            raise ValueError(msg)
         self._category = DEFAULT_CLASS
         self._categories: dict[str, str] = {}
 
@@ -172,13 +186,43 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         )
         # Computed before the graph is recorded, so that it holds features and no text tower.
         self.model.text_features(self.model.class_name or DEFAULT_CLASS)
-        return super().to_onnx(*args, **kwargs)
+        matching, self.model.matching = self.model.matching, False  # the thresholds are the text map's as well
+        try:
+            return super().to_onnx(*args, **kwargs)
+        finally:
+            self.model.matching = matching
+
+    def _noun(self) -> str:
+        """What the pictures of this run show, where their table does not say it."""
+        category = getattr(getattr(self._trainer, "datamodule", None), "category", None)
+        return category if isinstance(category, str) else DEFAULT_CLASS
+
+    def _calibration_state(self) -> object:
+        return super()._calibration_state(), self._noun(), self.model.matching
+
+    def _score_images(self, images: torch.Tensor) -> InferenceBatch:
+        return self.model(images, [self._noun()] * len(images))
+
+    def _score_pictures(self, source: str | Path) -> tuple[list[torch.Tensor], list[torch.Tensor], list[str]]:
+        """Score the pictures by each other: they go into the bank in a first pass, so that none of them is alone."""
+        warn_alone, self.model.warn_alone = self.model.warn_alone, False
+        self.model.reset()
+        try:
+            if self.model.matching:
+                scores, _, unreadable = super()._score_pictures(source)
+                if len(scores) == 1:
+                    msg = f"normal_source={str(source)!r} holds one picture that can be read, but they are scored by "
+                    msg += f"each other: give two or more. {unreadable or ''}"
+                    raise ValueError(msg.rstrip())
+            return super()._score_pictures(source)
+        finally:
+            self.model.reset()
+            self.model.warn_alone = warn_alone
 
     def _start(self) -> None:
         """Forget the images of the run before, and look up what the pictures of this run show."""
         self.model.reset()
-        datamodule = getattr(self.trainer, "datamodule", None)
-        self._category = str(getattr(datamodule, "category", None) or DEFAULT_CLASS)
+        self._category = self._noun()
         self._categories = {}
         for tables in (self.trainer.val_dataloaders, self.trainer.test_dataloaders, self.trainer.predict_dataloaders):
             for loader in tables if isinstance(tables, (list, tuple)) else (tables,):

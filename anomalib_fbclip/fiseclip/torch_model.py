@@ -133,7 +133,7 @@ class FiSeCLIPModel(nn.Module):
         _check(self, bank_size)
         self.bank = ReferenceBank(bank_size)
         self._text_features: dict[str, torch.Tensor] = {}
-        self._warned_alone = False
+        self.warn_alone = True
 
     def reset(self) -> None:
         """Forget the images seen: what comes next is another stream."""
@@ -284,8 +284,8 @@ class FiSeCLIPModel(nn.Module):
         return total / (length * len(self.neighbourhoods))
 
     def _warn_alone(self) -> None:
-        if not self._warned_alone:
-            self._warned_alone = True
+        if self.warn_alone:
+            self.warn_alone = False
             logger.warning(
                 "An image has no reference (it is the first of its category, and alone in its batch): it is scored by "
                 "the text alone. Give batches of two images or more. (Said once.)",

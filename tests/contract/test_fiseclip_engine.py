@@ -3,6 +3,7 @@
 
 """FiSeCLIP through the host's engine and CLI: nothing is trained, every run is a new stream of images."""
 
+import json
 import logging
 import shutil
 import sys
@@ -16,6 +17,17 @@ from anomalib.models import get_model, list_models
 from anomalib_fbclip import FiSeCLIP
 
 TINY = {"backbone": "tiny", "image_size": 56}
+
+
+@pytest.fixture(scope="module")
+def normal(surfaces, tmp_path_factory):
+    """Eight normal pictures that no run tests."""
+    data = surfaces()
+    data.setup()
+    folder = tmp_path_factory.mktemp("normal")
+    for index, path in enumerate(data.train_data.samples.image_path):
+        shutil.copy(path, folder / f"{index}.png")
+    return folder
 
 
 def _pixels(batches):
@@ -91,6 +103,36 @@ def test_checkpoints_hold_neither_backbone_nor_images(surfaces, engine, tmp_path
     assert (_pixels(other) - _pixels(expected)).abs().max() > 1e-4
 
 
+def test_normal_pictures_set_the_thresholds_and_are_no_references(surfaces, engine, normal, caplog) -> None:
+    strict = FiSeCLIP(**TINY, normal_source=normal, false_alarm_rate=0.12)
+    with caplog.at_level(logging.WARNING):
+        batches = engine().predict(strict, datamodule=surfaces())
+    assert "no reference" not in caplog.text
+    found = strict.thresholds
+    assert (found["origin"], found["pictures"]) == ("normal pictures", 8)
+    assert found["expected_rate"] == pytest.approx(1 / 9)
+    assert len(strict.model.bank) == 8  # the pictures of this run alone
+    for batch in batches:
+        assert torch.equal(batch.pred_label, batch.pred_score > 0.5)
+    # The prompts of the thresholds speak of what the run shows.
+    lax = FiSeCLIP(**TINY, normal_source=normal, false_alarm_rate=0.5, class_name="wood")
+    engine().predict(lax, data_path=normal / "0.png")
+    assert "no reference" in caplog.text
+    assert lax.thresholds["image"] < found["image"]
+    again = lax.calibrate(normal, 0.12)
+    assert (again["image"], again["pixel"]) == pytest.approx((found["image"], found["pixel"]), abs=1e-5)
+    other = FiSeCLIP(**TINY, class_name="screw").calibrate(normal, 0.12)
+    assert other["image"] != pytest.approx(again["image"], abs=1e-4)
+
+    fixed = FiSeCLIP(**TINY, threshold=0.4)
+    engine().predict(fixed, data_path=normal / "0.png")
+    assert fixed.thresholds == {"image": pytest.approx(0.4), "pixel": pytest.approx(0.4), "origin": "fixed"}
+    with pytest.raises(ValueError, match="give two or more"):
+        fixed.calibrate(normal / "0.png")
+    with pytest.raises(ValueError, match="bank_size=0"):
+        FiSeCLIP(**TINY, normal_source=normal, bank_size=0)
+
+
 def test_the_host_knows_it_by_name(tmp_path) -> None:
     assert "fi_se_c_l_i_p" in list_models()
     assert isinstance(get_model("fise_clip", backbone="tiny"), FiSeCLIP)
@@ -113,13 +155,17 @@ def test_test_from_the_command_line(surfaces_root, tmp_path, monkeypatch, capsys
     assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
 
 
-def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, tmp_path, caplog) -> None:
+def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, normal, tmp_path, caplog) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    model = FiSeCLIP(**TINY).eval()
+    model = FiSeCLIP(**TINY, normal_source=normal).eval()
+    alone = FiSeCLIP(**TINY, matching=False, normal_source=normal).eval()
+    for each in (model, alone):
+        each.calibrate_once()
+    matched = model.thresholds["image"]
+    assert matched != pytest.approx(alone.thresholds["image"], abs=1e-4)
     images = torch.rand(3, 3, 56, 56)
     with torch.no_grad():
-        expected = model(images)
-        text = FiSeCLIP(**TINY, matching=False).eval()(images)
+        expected, text = model(images), alone(images)
     path = engine().export(model, "torch", export_root=tmp_path)
     with torch.no_grad():
         got = torch.load(path, weights_only=False)["model"](images)
@@ -128,6 +174,9 @@ def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, tmp_p
         path = engine().export(model, "onnx", export_root=tmp_path, input_size=(56, 56))
     assert "text side alone" in caplog.text
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["thresholds"]) == alone.thresholds
+    model.calibrate_once()
+    assert model.thresholds["image"] == pytest.approx(matched, abs=1e-6)
     names = [output.name for output in session.get_outputs()]
     got = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
     torch.testing.assert_close(torch.tensor(got["anomaly_map"]).squeeze(), text.anomaly_map, atol=1e-4, rtol=0)
