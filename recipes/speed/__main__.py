@@ -82,7 +82,9 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
-    parser.add_argument("--repeats", type=int, default=3, help="measured runs after one to warm up; the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="measured runs after one image to warm up; the median counts",
+    )
     parser.add_argument("--out", type=Path, help="also write the table as CSV")
     options = parser.parse_args()
     forms = ["bare tower", *(form for form in options.forms if form != "bare tower")]

@@ -17,9 +17,9 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,9 +27,6 @@ from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.clip.vision import resize_position_embedding
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 FORMS = (
     "bare tower",
@@ -58,8 +55,11 @@ def load_literal() -> object:
     return module
 
 
-def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]) -> dict[str, Callable[[], object]]:
-    """What is measured: each a call without arguments."""
+Form = Callable[[torch.Tensor], object]
+
+
+def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]) -> dict[str, Form]:
+    """What is measured: each a call with images."""
     torch.manual_seed(0)
     pretrained = "openai" if backbone in EMBEDDED else None
     clip = load_clip(backbone, pretrained, image_size=size).to(images.device)
@@ -67,11 +67,9 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=5e-5)
     loss_of = FBCLIPLoss()
-    labels = torch.arange(len(images), device=images.device) % 2
-    masks = torch.zeros(len(images), size, size, device=images.device)
     tokens: list[torch.Tensor] = []
 
-    def open_clip_tower() -> torch.Tensor:
+    def open_clip_tower(images: torch.Tensor) -> torch.Tensor:
         visual = clip.visual
         kept = visual.positional_embedding
         visual.positional_embedding = torch.nn.Parameter(
@@ -83,17 +81,20 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
         finally:
             visual.positional_embedding = kept
 
-    def step(cached: bool) -> None:
+    def step(images: torch.Tensor, cached: bool) -> None:
+        labels = torch.arange(len(images), device=images.device) % 2
+        masks = torch.zeros(len(images), size, size, device=images.device)
+        known = [block[: len(images)] for block in tokens] if cached else None
         model.train()
         with torch.enable_grad():
-            scores = model.score(images, tokens=tokens if cached else None)
+            scores = model.score(images, tokens=known)
             anomaly_map = model.upsample(scores.grid_map, size, sigma=0)
             loss_of(scores.pred_score, anomaly_map, scores.similarity, labels, masks)["total"].backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         model.eval()
 
-    def fise() -> object:
+    def fise(images: torch.Tensor) -> object:
         from anomalib_fbclip.fiseclip.torch_model import FiSeCLIPModel
 
         if not hasattr(model, "fise"):
@@ -102,51 +103,52 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
 
     literal = load_literal()
     forms = {
-        "bare tower": lambda: clip.encode_image(images, [clip.num_layers]),
+        "bare tower": lambda images: clip.encode_image(images, [clip.num_layers]),
         "open_clip's tower": open_clip_tower,
-        "literal form": lambda: literal.forward(model, images),
-        "FB-CLIP": lambda: model(images),
+        "literal form": lambda images: literal.forward(model, images),
+        "FB-CLIP": model,
         "FiSeCLIP": fise,
-        "training step": lambda: step(cached=False),
-        "cached training step": lambda: step(cached=True),
+        "training step": lambda images: step(images, cached=False),
+        "cached training step": lambda images: step(images, cached=True),
     }
     if "cached training step" in names:
         tokens += clip.encode_image(images, model.feature_layers)
     return {name: forms[name] for name in forms if name in names}
 
 
-def measure_times(forms: dict[str, Callable[[], object]], repeats: int, cuda: bool) -> dict[str, float]:
+def measure_times(forms: dict[str, Form], images: torch.Tensor, repeats: int) -> dict[str, float]:
     """Median seconds of a run, the forms taking turns."""
     times: dict[str, list[float]] = {name: [] for name in forms}
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for name, form in forms.items():
-            if cuda:
-                torch.cuda.synchronize()
+            _wait(images)
             start = time.perf_counter()
-            form()
-            if cuda:
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - start)
+            form(images)
+            _wait(images)
+            times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def measure_memory(forms: dict[str, Callable[[], object]], cuda: bool) -> dict[str, float]:
-    """Peak bytes of a second run above what was held before it."""
+def measure_memory(forms: dict[str, Form], images: torch.Tensor) -> dict[str, float]:
+    """Peak bytes of a run above what was held before it."""
     result = {}
     for name, form in forms.items():
-        form()
-        if cuda:
+        if images.is_cuda:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            form()
+            form(images)
             result[name] = torch.cuda.max_memory_allocated() - before
             continue
         before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        form()
+        form(images)
         result[name] = _status("VmHWM") - before
     return result
+
+
+def _wait(images: torch.Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize()
 
 
 def _status(field: str) -> int:
@@ -170,10 +172,11 @@ def main() -> None:
     images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
     dtype = getattr(torch, options.precision)
     autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(options.device, dtype)
-    cuda = options.device.startswith("cuda")
     with torch.no_grad(), autocast:
         forms = build_forms(options.backbone, options.size, images, options.forms)
-        results = measure_memory(forms, cuda) if options.memory else measure_times(forms, options.repeats, cuda)
+        for form in forms.values():  # to warm up
+            form(images[:1])
+        results = measure_memory(forms, images) if options.memory else measure_times(forms, images, options.repeats)
     sys.stdout.write(_MARK + json.dumps(results) + "\n")
 
 
