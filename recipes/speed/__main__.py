@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table as CSV")
     options = parser.parse_args()
     forms = ["bare tower", *(form for form in options.forms if form != "bare tower")]
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table(*COLUMNS, title=f"{options.backbone} on {options.device}, median of {options.repeats}")
     lines = []
     combinations = list(product(options.sizes, options.batches, options.precisions))

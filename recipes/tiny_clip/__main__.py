@@ -6,7 +6,7 @@
     python -m recipes.tiny_clip
     python -m recipes.tiny_clip --minutes 0.5 --steps 2 --each 4    # a dry run
 
-What is written goes into the package, over the committed files; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
+What is written goes over the files inside the package; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
 """
 
 from __future__ import annotations
