@@ -26,7 +26,7 @@ from anomalib_fbclip import FBCLIP, ProceduralSurfaces
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--number", type=int, default=24, help="pictures a family, half of them defective")
+    parser.add_argument("--number", type=int, default=12, help="pictures a family, half of them defective")
     parser.add_argument("--size", type=int, default=224, help="side of the raw pictures in pixels")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
