@@ -95,7 +95,7 @@ def test_key_follows_everything_that_the_result_depends_on(tmp_path: Path) -> No
 
 
 def _write_many(folder: Path, number: int) -> None:
-    for step in range(100):
+    for step in range(25):
         CellStore(folder).write("cell", {"metrics": {"writer": number, "step": step}, "padding": "x" * 20000})
 
 
