@@ -86,8 +86,8 @@ class ScoreHistogram(Metric):
     def _apply(self, *args: Any, **kwargs: Any) -> "ScoreHistogram":  # noqa: ANN401  # torch's own signature
         """Move as asked, and stay exact: a trainer in half precision would count in half precision, too."""
         super()._apply(*args, **kwargs)
-        for name, default in self._defaults.items():
-            self._defaults[name] = default.double()
+        for name in self._defaults:
+            self._defaults[name] = torch.zeros_like(getattr(self, name), dtype=torch.float64)
             setattr(self, name, getattr(self, name).double())
         return self
 

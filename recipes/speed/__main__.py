@@ -83,7 +83,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
     parser.add_argument(
-        "--repeats", type=int, default=3, help="measured runs after one image to warm up; the median counts",
+        "--repeats",
+        type=int,
+        default=3,
+        help="measured runs after one image to warm up; the median counts",
     )
     parser.add_argument("--out", type=Path, help="also write the table as CSV")
     options = parser.parse_args()

@@ -56,7 +56,8 @@ def test_half_precision_of_the_trainer_gives_the_same_metrics(surfaces, engine) 
     for precision in ("32-true", "bf16-mixed", "16-true"):
         fbclip = FBCLIP(backbone="tiny", metrics="full", visualizer=False)
         (found[precision],) = engine(precision=precision, limit_val_batches=0).test(
-            fbclip, datamodule=surfaces(image_size=112),
+            fbclip,
+            datamodule=surfaces(image_size=112),
         )
     for precision in ("bf16-mixed", "16-true"):
         for name in ("image_AUROC", "pixel_AUROC"):
