@@ -167,7 +167,7 @@ def test_recipes_are_understood_and_their_models_can_be_built(recipe: Path, tmp_
 def _assert_part_is_switched(model: ModelSpec, clip: FrozenCLIP) -> None:
     arguments = model.init_args
     assert set(arguments) <= set(signature(FBCLIP).parameters)
-    parts = {name: value for name, value in arguments.items() if name not in {"max_epochs", "scr_weight"}}
+    parts = {name: value for name, value in arguments.items() if name not in {"backbone", "max_epochs", "scr_weight"}}
     part = FBCLIPModel(clip, feature_layers=(2, 4), **parts)
     assert sorted(part.text_fusion.poolings) == sorted(arguments.get("text_poolings", ("global", "attention", "eot")))
     assert tuple(part.views) == tuple(arguments.get("views", ("id", "sem", "spa")))
