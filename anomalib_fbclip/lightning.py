@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 from anomalib_fbclip import checkpoints
 from anomalib_fbclip.callbacks import PredictionIndex
 from anomalib_fbclip.data.sets import shares_source
+from anomalib_fbclip.distributed import share_folder
 from anomalib_fbclip.export import ExportedModule
 from anomalib_fbclip.post_processing import ProbabilityPostProcessor
 from anomalib_fbclip.pre_processing import ExactPreProcessor
@@ -59,6 +60,8 @@ class CLIPModule(ExportedModule, _Base):
 
     def setup(self, stage: str) -> None:
         """Keep a run of test or predict from leaving a real ``latest`` folder; warn of a test on one's own source."""
+        if self.trainer.world_size > 1:
+            share_folder(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
         tested = getattr(datamodule, "targets", [datamodule] if datamodule is not None else [])
         if stage == "test" and self.weights is not None and shares_source(self.source, tested):

@@ -18,6 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_precision_recall_curve
 
+from anomalib_fbclip.distributed import own_number
+
 logger = logging.getLogger(__name__)
 
 _SHIFT = 13  # of float32's 23 bits of mantissa, 10 are kept
@@ -205,16 +207,17 @@ class FullEvaluator(Evaluator):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: object,
-        batch: object,
+        batch: Any,  # noqa: ANN401  # anomalib's batch, whose fields may be missing
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the batch."""
-        del trainer, pl_module, outputs, batch_idx, dataloader_idx
-        if batch.gt_label is not None and batch.pred_score is not None:  # type: ignore[attr-defined]
-            self.image.update(batch.pred_score, batch.gt_label)  # type: ignore[attr-defined]
-        if batch.gt_mask is not None and batch.anomaly_map is not None:  # type: ignore[attr-defined]
-            self.pixel.update(batch.anomaly_map, batch.gt_mask)  # type: ignore[attr-defined]
+        """Count the batch, each picture once, also where several processes share the test."""
+        del pl_module, outputs
+        own = own_number(trainer, batch_idx, dataloader_idx)
+        if batch.gt_label is not None and batch.pred_score is not None:
+            self.image.update(batch.pred_score[:own], batch.gt_label[:own])
+        if batch.gt_mask is not None and batch.anomaly_map is not None:
+            self.pixel.update(batch.anomaly_map[:own], batch.gt_mask[:own])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all values and forget the counts."""

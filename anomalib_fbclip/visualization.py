@@ -11,6 +11,7 @@ from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_fbclip.callbacks.unreadable import predicted_files
+from anomalib_fbclip.distributed import own_number
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch
@@ -25,6 +26,19 @@ class PredictionVisualizer(ImageVisualizer):
 
     output_dir: str | Path | None
     _root: Path | None = None
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: "ImageBatch",
+        batch: "ImageBatch",
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write one picture for each image of the batch; of several processes, one writes it."""
+        own = list(batch)[: own_number(trainer, batch_idx, dataloader_idx)]
+        super().on_test_batch_end(trainer, pl_module, outputs, own, batch_idx, dataloader_idx)  # type: ignore[arg-type]
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder that all files have in common."""

@@ -68,10 +68,9 @@ class PredictionIndex(Callback):
         pictures = getattr(self._visualizer, "output_dir", None) or Path(trainer.default_root_dir) / "images"
         folder = self.dirpath or Path(pictures)
         folder.mkdir(parents=True, exist_ok=True)
-        name = Path(self.filename)
+        self._pictures, self._path = Path(pictures), folder / self.filename
         if trainer.world_size > 1:
-            name = name.with_stem(f"{name.stem}.rank{trainer.global_rank}")
-        self._pictures, self._path = Path(pictures), folder / name
+            self._path = self._of_process(self._path, trainer.global_rank)
         # File names need not be valid text: what Python could not decode, it writes back as it was.
         self._file = self._partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
         self._write = self._writer(self._file)
@@ -113,6 +112,8 @@ class PredictionIndex(Callback):
             self._write({**dict.fromkeys(COLUMNS), "path": path, "error": why})
         self._close()
         self._partial.replace(self._path)
+        if trainer.world_size > 1:
+            self._join(trainer)
         self.last_path = self._path
         logger.info("Scores: %s (%d pictures)", self._path, len(self._seen))
         if self.unreadable:
@@ -135,6 +136,25 @@ class PredictionIndex(Callback):
         del trainer, pl_module, stage
         restore(self._changed)
         self._changed = []
+
+    @staticmethod
+    def _of_process(path: Path, rank: int) -> Path:
+        return path.with_stem(f"{path.stem}.rank{rank}")
+
+    def _join(self, trainer: Trainer) -> None:
+        """Make one table of all processes' tables."""
+        self._path = self._path.with_name(self.filename)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            parts = [self._of_process(self._path, rank) for rank in range(trainer.world_size)]
+            with self._partial.open("wb") as joined:
+                for number, part in enumerate(parts):
+                    rows = part.read_bytes().splitlines(keepends=True)
+                    joined.writelines(rows[1 if number and self._path.suffix == ".csv" else 0 :])
+            self._partial.replace(self._path)
+            for part in parts:
+                part.unlink()
+        trainer.strategy.barrier()
 
     @property
     def _partial(self) -> Path:

@@ -18,6 +18,7 @@ from anomalib.models.components import AnomalibModule
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback
 from torch import nn
+from torch.utils.data import DataLoader
 
 from anomalib_fbclip import checkpoints, hub, registration
 from anomalib_fbclip.callbacks import AdapterCheckpoint
@@ -32,7 +33,7 @@ from .loss import FBCLIPLoss
 from .references import collect_references
 from .text_fusion import POOLINGS
 from .torch_model import FBCLIPModel
-from .training_data import AnomalySynthesis, Supervision, describe_training_data
+from .training_data import AnomalySynthesis, Supervision, describe_training_data, repeat_order
 from .views import VIEWS
 
 logger = logging.getLogger(__name__)
@@ -246,10 +247,25 @@ class FBCLIP(CLIPModule, AnomalibModule):
         """Look at the labels of the train split once, and say what they allow."""
         self.trainer.fit_loop.setup_data()
         self.supervision = describe_training_data(self.trainer.train_dataloader)
+        if self.seed is not None and isinstance(self.trainer.train_dataloader, DataLoader):
+            repeat_order(self.trainer.train_dataloader, self.seed)
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None:
             here = "-".join(filter(None, (datamodule.name, str(datamodule.category or ""))))
             self.source = getattr(datamodule, "source_name", here)
+
+    def on_train_start(self) -> None:
+        """Let workers that have begun with the first epoch's pictures begin again where a resumed run goes on."""
+        epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if epoch and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+            iter(loop._data_fetcher)  # noqa: SLF001  # Lightning made it before it knew the epoch
+
+    def on_train_epoch_start(self) -> None:
+        """Tie what is drawn at random to the epoch, see :func:`repeat_order`; processes synthesise other anomalies."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed + self.trainer.current_epoch * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:
         """Loss of one batch, all its parts logged."""

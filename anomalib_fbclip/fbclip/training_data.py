@@ -56,6 +56,25 @@ def describe_training_data(dataloader: DataLoader) -> Supervision:
     return Supervision.LABELS_AND_MASKS
 
 
+def repeat_order(dataloader: DataLoader, seed: int) -> None:
+    """Tie the order of the pictures to the epoch, so that a run that goes on after an interruption sees the same.
+
+    A sampler that has its own generator or its own epochs (as in several processes) is left alone.
+
+    Args:
+        dataloader: Of the train split; its sampler is changed.
+        seed: Seed of the first epoch; each epoch adds one.
+    """
+    sampler = dataloader.sampler
+    if getattr(sampler, "generator", dataloader) is not None or hasattr(sampler, "set_epoch"):
+        return
+    generator = torch.Generator()
+    sampler.generator = generator
+    # Lightning calls it before each epoch, as it does for distributed samplers.
+    sampler.set_epoch = lambda epoch: generator.manual_seed(seed + epoch)
+    sampler.set_epoch(0)
+
+
 class AnomalySynthesis(nn.Module):
     """anomalib's Perlin anomalies on half of the images of a normalised batch.
 
