@@ -24,8 +24,8 @@ HEAD_WIDTH = 64
 _INNER = HEADS * HEAD_WIDTH
 HEADS_AT_ONCE = 2
 """Of the 16 heads of both streams, on a CPU: as fast as all together, with an eighth of the projections in memory."""
-_SMALLEST_GATE = 1e-9
-"""Below it a stream's tokens vanish against LayerNorm's eps; above zero the gradient's 1 / s^4 stays in float32."""
+_LARGEST_LOGIT = 30.0
+"""Beyond it a stream's tokens vanish against LayerNorm's eps (1e-10 is left); its exp(60) stays in float32."""
 
 
 class Stream(nn.Module):
@@ -125,10 +125,13 @@ class ForegroundBackgroundAttention(nn.Module):
         """What LayerNorm multiplies the centred tokens of both streams with, ``[B, N, 2]``.
 
         LayerNorm of s * x is (x - mean) / sqrt(var + eps / s^2): written so, the gate's gradient does not cancel.
+        The gates are sigmoid(z) and 1 - sigmoid(z), so 1 / s = 1 + exp(-z) and 1 + exp(z). Gates saturate, and 1 minus
+        a sigmoid would then be that sigmoid's rounding error, another one in every runtime.
         """
-        gate = self.gate[1:](hidden + self.gate[0].bias)
-        strength = torch.cat((gate, 1 - gate), dim=-1).to(variance.dtype).clamp(min=_SMALLEST_GATE)
-        return torch.rsqrt(variance + self.foreground.norm.eps / strength.square())
+        logit = self.gate[1:-1](hidden + self.gate[0].bias).to(variance.dtype)
+        logit = logit.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+        weakness = 1 + torch.cat((-logit, logit), dim=-1).exp()
+        return torch.rsqrt(variance + self.foreground.norm.eps * weakness.square())
 
     def _folded_heads(self, at_once: int) -> Iterator[FoldedHeads]:
         """Heads of both streams, ``at_once`` together; no more than those are folded and held at a time."""
