@@ -12,6 +12,7 @@ CLI, lets anomalib's loader run, and calls :mod:`anomalib_fbclip.registration` a
 import os
 import sys
 
+SWITCH = "ANOMALIB_FBCLIP_AUTOLOAD"
 HOSTS = {
     "anomalib.models": "register_models",
     "anomalib.data": "register_datamodules",
@@ -54,9 +55,14 @@ def _register_after_exec(loader: object, register: str) -> None:
     loader.exec_module = exec_and_register  # type: ignore[attr-defined]
 
 
+def turned_off() -> bool:
+    """Whether the environment variable says no."""
+    return os.environ.get(SWITCH, "1").lower() in {"0", "false", "no", "off"}
+
+
 def install() -> None:
-    """Put the finder in front of the import path, once, unless the environment variable says no."""
-    if os.environ.get("ANOMALIB_FBCLIP_AUTOLOAD", "1").lower() in {"0", "false", "no", "off"}:
+    """Put the finder in front of the import path, once, unless it is turned off."""
+    if turned_off():
         return
     if not any(type(finder).__name__ == "_RegisterAfterImport" for finder in sys.meta_path):
         sys.meta_path.insert(0, _RegisterAfterImport())  # type: ignore[arg-type]

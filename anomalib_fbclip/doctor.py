@@ -102,13 +102,16 @@ def registration() -> Iterator[Finding]:
     if not unknown:
         yield Finding(OK, f"anomalib knows {', '.join([*MODELS, *DATAMODULES])} by name")
         return
-    if hooked:
+    from anomalib_fbclip._autoload import SWITCH, turned_off
+
+    status = FAIL
+    # The switch first: the line in the .pth file is read all the same, and then does nothing.
+    if turned_off():
+        status, why = NOTE, f"{SWITCH}={os.environ[SWITCH]} turns it off"
+    elif hooked:
         why = "the hook ran and failed, see the warning below"
-    elif os.environ.get("ANOMALIB_FBCLIP_AUTOLOAD", "1") != "1":
-        why = f"ANOMALIB_FBCLIP_AUTOLOAD={os.environ['ANOMALIB_FBCLIP_AUTOLOAD']} turns it off"
     else:
         why = "anomalib_fbclip.pth is not beside the package or was not read (python -S): reinstall anomalib-fbclip"
-    status = NOTE if "turns it off" in why else FAIL
     yield Finding(status, f"anomalib does not know {unknown} by name: {why}. '--model anomalib_fbclip.FBCLIP' works.")
 
 

@@ -5,7 +5,7 @@
 
 import subprocess
 import sys
-from importlib import metadata
+from importlib import import_module, metadata
 
 import anomalib.models
 import pytest
@@ -52,11 +52,15 @@ def test_a_model_that_has_lost_its_mind_is_a_failure(monkeypatch):
 @pytest.mark.parametrize(("switch", "status"), [("0", doctor.NOTE), ("1", doctor.FAIL)])
 def test_names_that_anomalib_does_not_know(monkeypatch, switch, status):
     monkeypatch.delattr(anomalib.models, "FBCLIP")
-    monkeypatch.delitem(sys.modules, "anomalib_fbclip._autoload", raising=False)
+    if switch == "1":
+        monkeypatch.delitem(sys.modules, "anomalib_fbclip._autoload", raising=False)
+    else:  # the .pth file imports it all the same
+        import_module("anomalib_fbclip._autoload")
     monkeypatch.setenv("ANOMALIB_FBCLIP_AUTOLOAD", switch)
     *_, finding = doctor.registration()
     assert finding.status == status
     assert "FBCLIP" in finding.text
+    assert ("turns it off" if switch == "0" else "reinstall") in finding.text
     assert "--model anomalib_fbclip.FBCLIP" in finding.text
 
 
@@ -66,6 +70,25 @@ def test_requirements_that_are_not_met_are_named(monkeypatch):
     assert len(failed) == 2
     assert "numpy>=1000" in failed[0]
     assert "found nothing" in failed[1]
+
+
+def test_without_open_clip_it_says_what_to_install_and_goes_on(monkeypatch):
+    version = metadata.version
+
+    def without_open_clip(name):
+        if name == "open_clip_torch":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_open_clip)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    report = doctor.examine(skip=["registration"])
+    failed = {name: found[-1].text for name, found in report.items() if found[-1].status == doctor.FAIL}
+    assert list(failed) == ["versions", "weights", "self-test"]
+    assert "pip install 'anomalib[clip]" in failed["versions"]
+    assert "open_clip" in failed["self-test"]
+    assert doctor.render(report).endswith("3 of these must be repaired.\n")
 
 
 def test_weights_found_or_how_to_get_them(monkeypatch, tmp_path):
@@ -84,9 +107,10 @@ def test_beside_a_broken_anomalib_and_torch_it_still_reports(tmp_path):
     for name in ("anomalib", "torch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise ImportError('{name} lacks a part')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from anomalib_fbclip.cli import main; main(['doctor'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from anomalib_fbclip import cli; sys.exit(cli.main())"
+    done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
     assert "anomalib cannot be imported" in done.stdout
     assert "anomalib lacks a part (at " in done.stdout
     assert "pip install" in done.stdout
