@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.data import InferenceBatch, PredictDataset
 
-from anomalib_fbclip.callbacks.unreadable import UNREADABLE
+from anomalib_fbclip.callbacks.unreadable import UNREADABLE, read_item
 from anomalib_fbclip.post_processing import FIXED, NORMAL_PICTURES, ProbabilityPostProcessor
 from anomalib_fbclip.thresholds import check_rate, normal_quantile, pictures_needed
 
@@ -160,7 +160,7 @@ class CalibratedModule(_Base):
         scores, peaks, unreadable = [], [], []
         for index, path in enumerate(dataset.image_filenames):
             try:
-                image = dataset[index].image
+                image = read_item(dataset, index).image
             except UNREADABLE as error:
                 unreadable.append(f"{path}: {error}")
                 continue

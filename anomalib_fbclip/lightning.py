@@ -4,7 +4,7 @@
 """What the Lightning modules of our models share: pictures in, predictions out, and the host's edges."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 
 from anomalib_fbclip import checkpoints
 from anomalib_fbclip.callbacks import PredictionIndex
+from anomalib_fbclip.callbacks.unreadable import name_unreadable, restore
 from anomalib_fbclip.data.sets import shares_source
 from anomalib_fbclip.distributed import share_folder
 from anomalib_fbclip.export import ExportedModule
@@ -52,6 +53,7 @@ class CLIPModule(ExportedModule, _Base):
     weights: str | None = None
     source: str | None = None
     _warned_uniform = False
+    _named: Sequence[Any] = ()
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -59,7 +61,10 @@ class CLIPModule(ExportedModule, _Base):
         return {}
 
     def setup(self, stage: str) -> None:
-        """Keep a run of test or predict from leaving a real ``latest`` folder; warn of a test on one's own source."""
+        """Have unreadable files named, warn of tests that tell little, keep ``latest`` a link.
+
+        A run of test or predict would otherwise leave a real folder of that name.
+        """
         if self.trainer.world_size > 1:
             share_folder(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -69,10 +74,19 @@ class CLIPModule(ExportedModule, _Base):
                 "The adapter was trained on %s, which is tested now: this is not zero-shot, the numbers are too good.",
                 self.source,
             )
+        if stage == "test":
+            _warn_of_one_class(tested)
+        self._named = name_unreadable(self.trainer, stage)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
             # A run of test or predict before the first train would leave a real folder where train expects a link.
             create_versioned_dir(root.parent)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the data sets as they were."""
+        super().teardown(stage)
+        restore(list(self._named))
+        self._named = ()
 
     def configure_callbacks(self) -> list[Callback]:
         """The host's components, and a table of scores for each prediction: :class:`PredictionIndex`."""
@@ -173,8 +187,7 @@ class CLIPModule(ExportedModule, _Base):
         if uniform and not self._warned_uniform:
             self._warned_uniform = True
             logger.warning(
-                "%s is one uniform colour. anomalib reads 16-bit pictures as plain white: convert them to 8 bit. "
-                "(Said once.)",
+                "%s is one uniform colour: nothing can be told of it. (Said once.)",
                 uniform[0],
             )
 
@@ -188,3 +201,18 @@ def check_metrics(metrics: str) -> None:
     if metrics not in {"default", "full"}:
         msg = f"metrics={metrics!r}: choose 'default' or 'full'."
         raise ValueError(msg)
+
+
+def _warn_of_one_class(datamodules: Sequence[Any]) -> None:
+    labels: set[int] = set()
+    for datamodule in datamodules:
+        samples = getattr(getattr(datamodule, "test_data", None), "samples", None)
+        if samples is None or "label_index" not in samples:
+            return
+        labels |= set(samples["label_index"])
+    if len(labels) == 1:
+        logger.warning(
+            "The test split holds %s pictures only: image metrics are not defined. metrics='full' gives NaN, "
+            "anomalib's own give 0.",
+            "anomalous" if labels == {1} else "normal",
+        )

@@ -127,9 +127,11 @@ class PredictionIndex(Callback):
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep the rows so far, under the name that says so."""
+        """Keep the rows so far, under the name that says so, and leave the data sets as they were."""
         del trainer, pl_module, exception
         self._close()
+        restore(self._changed)
+        self._changed = []
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the data sets as they were."""

@@ -1,24 +1,35 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Lets a prediction go on past files that cannot be read, and finds out afterwards which they were.
+"""What happens to files that cannot be read: a prediction goes on without them, any other run ends with their name.
 
 anomalib's data sets read a picture where the data loader asks for it, perhaps in a worker process, and an error there
-ends the run. Here the loader leaves such an item out instead; the main process compares what came with what was asked.
+ends the run, often without the name of the file. In a prediction the loader leaves such an item out instead; the main
+process compares what came with what was asked. Training and tests must not lose pictures without a word: there the
+error is said again, with the file and what to do.
 """
 
+import logging
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from anomalib.data.utils import read_image
+import torch
+from anomalib.data.utils import read_image, read_mask
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from PIL import Image
 from torch.utils.data import DataLoader
 
+logger = logging.getLogger(__name__)
+
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no picture, cut off, damaged, locked, gone or dangerously large."""
+
+
+_DEEP = ("I", "F")
+_STRETCH = 1.1
 
 
 class ReadableItems:
@@ -32,9 +43,35 @@ class ReadableItems:
         items = []
         for index in indices:
             try:
-                items.append(self.dataset[index])
+                items.append(read_item(self.dataset, index))
             except UNREADABLE:  # noqa: PERF203  # one bad file must not take the others with it
                 continue
+        return items
+
+
+class NamedItems(ReadableItems):
+    """The same for runs that need every picture: an error names the file, and what to do with it."""
+
+    _warned = False
+
+    def __call__(self, indices: Sequence[int]) -> list[Any]:
+        """All items, in order.
+
+        Raises:
+            ValueError: If a picture or its mask cannot be read.
+        """
+        items = []
+        for index in indices:
+            try:
+                item = read_item(self.dataset, index)
+            except UNREADABLE as error:
+                msg = _blame(self.dataset, index)
+                if msg is None:
+                    raise
+                raise ValueError(msg) from error
+            if not self._warned:
+                self._warned = _warn_of_stretched_mask(item)
+            items.append(item)
         return items
 
 
@@ -90,7 +127,7 @@ def skip_unreadable(trainer: Trainer) -> list[Any]:
     combined = loop._combined_loader  # noqa: SLF001  # Lightning has no public place to wrap a running loop's loaders
     loaders, changed = [], []
     for loader in combined.flattened:
-        if isinstance(loader, DataLoader) and files_of(loader.dataset) and not hasattr(loader.dataset, "__getitems__"):
+        if isinstance(loader, DataLoader) and files_of(loader.dataset) and _replaceable(loader.dataset):
             loader.dataset.__getitems__ = ReadableItems(loader.dataset)
             loader.collate_fn = CollateSome(loader.collate_fn)
             changed.append(loader.dataset)
@@ -104,16 +141,131 @@ def skip_unreadable(trainer: Trainer) -> list[Any]:
     return changed
 
 
+def name_unreadable(trainer: Trainer, stage: str) -> list[Any]:
+    """Make the data sets of a run that is being set up name the files that they cannot read.
+
+    Args:
+        trainer: Trainer whose data module, if it has one, was set up.
+        stage: ``fit``, ``validate`` or ``test``; nothing is done for ``predict``.
+
+    Returns:
+        list: The data sets that were changed, for :func:`restore`.
+    """
+    fit = trainer.fit_loop
+    loops: dict[str, tuple[Any, ...]] = {
+        "fit": (fit, fit.epoch_loop.val_loop),
+        "validate": (trainer.validate_loop,),
+        "test": (trainer.test_loop,),
+    }
+    changed = []
+    for loop in loops.get(stage, ()):
+        # No public name says before the first batch what a run is going to read.
+        given = loop._data_source.instance  # noqa: SLF001
+        for source in CombinedLoader(given, "sequential").flattened if given is not None else []:
+            # A data loader of the user, or a data module.
+            for name in ("dataset", "train_data", "val_data", "test_data"):
+                dataset = getattr(source, name, None)
+                if hasattr(getattr(dataset, "samples", None), "image_path") and _replaceable(dataset):
+                    dataset.__getitems__ = NamedItems(dataset)  # type: ignore[union-attr]
+                    changed.append(dataset)
+    return changed
+
+
 def restore(datasets: list[Any]) -> None:
-    """Undo :func:`skip_unreadable` on the data sets: a later test must not lose pictures without a word."""
+    """Undo :func:`skip_unreadable` or :func:`name_unreadable`: a later run must not inherit it."""
     for dataset in datasets:
         vars(dataset).pop("__getitems__", None)
 
 
-def reason(path: Path) -> str | None:
-    """Why a file cannot be read, in one line; ``None`` if it can."""
+def read_item(dataset: Any, index: int) -> Any:  # noqa: ANN401  # any data set of files, any item
+    """An item of a data set whose picture was read as it is.
+
+    Raises:
+        ValueError: If its picture has more than eight bit a channel, which anomalib cuts off.
+    """
+    item = dataset[index]
+    path = getattr(item, "image_path", None)
+    if isinstance(path, (str, Path)):
+        _check_depth(path)
+    return item
+
+
+def read_picture(path: str | Path) -> torch.Tensor:
+    """A picture ``[3, H, W]`` in [0, 1], read as anomalib does.
+
+    Raises:
+        ValueError: If it cannot be read; the file is named.
+    """
     try:
+        _check_depth(path)
+        return read_image(path, as_tensor=True)
+    except UNREADABLE as error:
+        msg = f"{str(path)!r} cannot be read: {_one_line(error)}. Remove or repair it."
+        raise ValueError(msg) from error
+
+
+def reason(path: Path) -> str | None:
+    """Why a picture cannot be read, in one line; ``None`` if it can."""
+    try:
+        _check_depth(path)
         read_image(path)
     except UNREADABLE as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return _one_line(error)
     return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_depth(path: str | Path) -> None:
+    with Image.open(path) as image:
+        if image.mode.startswith(_DEEP):
+            msg = (
+                f"it has more than 8 bit a channel (mode {image.mode}), which anomalib cuts off to plain white or "
+                f"black: convert it to 8 bit"
+            )
+            raise ValueError(msg)
+
+
+def _blame(dataset: Any, index: int) -> str | None:  # noqa: ANN401
+    """What to say of an item that cannot be read; ``None`` if its files can."""
+    row = dataset.samples.iloc[index]
+    why = reason(row.image_path)
+    if why is not None:
+        return f"{str(row.image_path)!r} cannot be read: {why}. Remove or repair it."
+    mask = getattr(row, "mask_path", None)
+    if isinstance(mask, (str, Path)) and str(mask):
+        try:
+            read_mask(mask)
+        except UNREADABLE as error:
+            return f"The mask {str(mask)!r} of {str(row.image_path)!r} cannot be read: {_one_line(error)}. Repair it."
+    return None
+
+
+def _warn_of_stretched_mask(item: Any) -> bool:  # noqa: ANN401
+    """Say that a mask has other proportions than its picture; it will be stretched. From the two files' heads alone."""
+    path, mask_path = getattr(item, "image_path", None), getattr(item, "mask_path", None)
+    if not (isinstance(path, (str, Path)) and isinstance(mask_path, (str, Path)) and str(mask_path)):
+        return False
+    with Image.open(path) as image, Image.open(mask_path) as mask:
+        (width, height), (mask_width, mask_height) = image.size, mask.size
+    stretch = width * mask_height / (height * mask_width)
+    if 1 / _STRETCH <= stretch <= _STRETCH:
+        return False
+    logger.warning(
+        "The mask %s is %d x %d, its picture %d x %d: it is stretched to the picture. If it was drawn on a picture "
+        "that the camera marked as rotated (EXIF), turn it back: anomalib reads pictures as they are stored. "
+        "(Said once.)",
+        mask_path,
+        mask_width,
+        mask_height,
+        width,
+        height,
+    )
+    return True
+
+
+def _replaceable(dataset: Any) -> bool:  # noqa: ANN401
+    """Whether a data set reads item by item; an interrupted run may have left what it put there."""
+    return isinstance(getattr(dataset, "__getitems__", None), (ReadableItems, type(None)))

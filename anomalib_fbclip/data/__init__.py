@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .head_ct import HeadCT
     from .labelled_folder import LabelledFolder
     from .magnetic_tile import MagneticTile
+    from .picture_folder import PictureFolder
     from .procedural_surfaces import ProceduralSurfaces
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "HeadCT",
     "LabelledFolder",
     "MagneticTile",
+    "PictureFolder",
     "ProceduralSurfaces",
 ]
 
@@ -32,6 +34,7 @@ _MODULES = {
     "HeadCT": "head_ct",
     "LabelledFolder": "labelled_folder",
     "MagneticTile": "magnetic_tile",
+    "PictureFolder": "picture_folder",
     "ProceduralSurfaces": "procedural_surfaces",
 }
 

@@ -70,7 +70,7 @@ def make_labelled_samples(
         Columns ``image_path, label, label_index, mask_path, split``.
 
     Raises:
-        FileNotFoundError: If a folder is missing or empty, or an anomalous picture has no mask.
+        FileNotFoundError: If a folder is missing or empty, a link leads nowhere, or an anomalous picture has no mask.
     """
     rows = [(path, folder.name, LabelName.NORMAL, "") for folder in normal for path in _pictures(root / folder)]
     folders = list(masks) if len(masks) != 1 else list(masks) * len(abnormal)
@@ -149,7 +149,8 @@ class LabelledFolder(TestOnlyDataModule):
     """Your own pictures, or any data set in folders, to test on: good ones, defective ones, masks.
 
     Where anomalib's ``Folder`` trains on the good pictures and cannot do without them, this takes every picture for
-    the test. Without good pictures, or without masks, the metrics that need them are missing and not zero.
+    the test. Without masks the pixel metrics are missing. Without good pictures, or without defective ones, the image
+    metrics are not defined: NaN with ``metrics="full"``, zero with anomalib's own; the models of this package warn.
 
     Args:
         root: Folder that the others lie in.
@@ -227,7 +228,11 @@ def _pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         msg = f"{str(folder)!r} is no folder: check root and the names of the folders below it."
         raise FileNotFoundError(msg)
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir())
+    broken = [path for path in paths if not path.exists()]
+    if broken:
+        msg = f"{len(broken)} links in {str(folder)!r} lead nowhere, such as {broken[0].name}: mend or remove them."
+        raise FileNotFoundError(msg)
     if not paths:
         msg = f"{str(folder)!r} holds no pictures ({', '.join(IMG_EXTENSIONS)})."
         raise FileNotFoundError(msg)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from anomalib.data.utils.image import get_image_filenames, read_image
+from anomalib.data.utils.image import get_image_filenames
+
+from anomalib_fbclip.callbacks.unreadable import read_picture
 
 
 def collect_references(
@@ -31,7 +33,7 @@ def collect_references(
         torch.Tensor: ``[k_shot, 3, H, H]``.
 
     Raises:
-        ValueError: If there is no source, or it has fewer normal pictures.
+        ValueError: If there is no source, it has fewer normal pictures, or one of them cannot be read.
     """
     if source is not None:
         images = _from_folder(k_shot, source)
@@ -49,7 +51,7 @@ def collect_references(
 def _from_folder(k_shot: int, source: str | Path) -> list[torch.Tensor]:
     files = sorted(get_image_filenames(Path(source).expanduser()))
     _check_count(k_shot, files, f"few_shot_source={str(source)!r}")
-    return [read_image(file, as_tensor=True) for file in files[:k_shot]]
+    return [read_picture(file) for file in files[:k_shot]]
 
 
 def _from_train_split(k_shot: int, datamodule: Any, seed: int | None) -> list[torch.Tensor]:  # noqa: ANN401
@@ -64,7 +66,7 @@ def _from_train_split(k_shot: int, datamodule: Any, seed: int | None) -> list[to
     _check_count(k_shot, normal, f"the train split of {type(datamodule).__name__}")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(normal), generator=generator)[:k_shot].tolist()
-    return [read_image(dataset.samples["image_path"].iloc[normal[place]], as_tensor=True) for place in chosen]
+    return [read_picture(dataset.samples["image_path"].iloc[normal[place]]) for place in chosen]
 
 
 def _check_count(k_shot: int, found: Sequence[object], where: str) -> None:

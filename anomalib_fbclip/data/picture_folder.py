@@ -1,0 +1,46 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``PictureFolder``: pictures to predict, broken links among them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from anomalib.data import PredictDataset
+from anomalib.data.utils.image import is_image_file
+from torch.utils.data import Dataset
+
+
+class PictureFolder(PredictDataset):
+    """anomalib's ``PredictDataset``, which a link that leads nowhere does not end.
+
+    The host refuses a whole folder for one such link before any model is asked. Here it is listed as every other file,
+    and the models of this package then name it among those that cannot be read.
+
+    Args:
+        path: A picture, or a folder of pictures, also in folders below it.
+        transform: Applied to each picture ``[3, H, W]`` in [0, 1].
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it holds no pictures.
+
+    Example:
+        >>> from anomalib_fbclip import PictureFolder
+        >>> Engine().predict(model, dataset=PictureFolder("parts/new"))  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        # Not the host's own, which lists the folder.
+        Dataset.__init__(self)
+        path = Path(path).expanduser()
+        if not path.exists():
+            msg = f"path={str(path)!r} does not exist: give a picture or a folder of pictures."
+            raise FileNotFoundError(msg)
+        files = [path] if path.is_file() else sorted(path.glob("**/*"))
+        self.image_filenames = [file for file in files if is_image_file(file)]
+        self.transform = transform
+        if not self.image_filenames:
+            msg = f"path={str(path)!r} holds no pictures: give a picture or a folder of pictures."
+            raise ValueError(msg)
