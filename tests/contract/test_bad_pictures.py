@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Odd and broken files, one table, over every entry point: each works, or ends in one error with the file and the fix."""
+"""Odd and broken files, one table, over every entry point: each works, or ends in one error with file and fix."""
 
 import csv
 import shutil
