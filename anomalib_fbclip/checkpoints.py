@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from .lightning import CLIPModule
 
@@ -40,14 +42,18 @@ def strip(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
 
 
 def check(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another backbone.
+    """Refuse a checkpoint of another backbone, or with NaN in what was trained.
 
     The model's image size wins over the checkpoint's: the data set has used it already, and resizing twice would
     change every map without a word.
 
     Raises:
-        ValueError: If the checkpoint was made on another backbone; both sides are named.
+        ValueError: If the checkpoint was made on another backbone, both sides are named; or if a tensor holds NaN.
     """
+    for name, tensor in checkpoint["state_dict"].items():
+        if name.startswith("model.") and not torch.isfinite(tensor).all():
+            msg = f"The checkpoint holds NaN or infinite values in {name}: take an earlier one, or train anew, slower."
+            raise ValueError(msg)
     ours = checkpoint.get(_KEY)
     if ours is None:
         return

@@ -65,8 +65,10 @@ def load_clip(
         logger.warning("backbone %s has random weights (pretrained=None): for tests, not for results.", backbone)
         clip = open_clip.create_model(backbone, force_quick_gelu=bool(quick_gelu))
     elif is_file(pretrained):
+        # Read first: a large tower is not built for a file that cannot be used.
+        state_dict = read_weights(pretrained)
         clip = open_clip.create_model(backbone, force_quick_gelu=quick_gelu is not False)
-        _load_strictly(clip, read_weights(pretrained), f"{backbone} from {pretrained}")
+        _load_strictly(clip, state_dict, f"{str(pretrained)!r}, as weights of {backbone!r},")
     else:
         clip = _download(backbone, str(pretrained), bool(quick_gelu))
     return FrozenCLIP(clip.float(), image_size=image_size, name=f"{backbone}/{_tag(pretrained)}")
@@ -86,7 +88,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged or holds something else than tensors.
+        ValueError: If it is damaged, holds something else than tensors, or NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -94,15 +96,23 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise FileNotFoundError(msg)
     try:
         state_dict = _read(path)
+        if isinstance(state_dict, Mapping) and "token_embedding.rows" in state_dict:
+            state_dict = _expand_vocabulary(state_dict)
     except Exception as error:
         msg = f"CLIP weights {str(path)!r} cannot be read, the file is damaged or of another kind: {error}"
         raise ValueError(msg) from error
     if not isinstance(state_dict, Mapping) or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         msg = f"CLIP weights {str(path)!r} hold something else than named tensors: give a state dict of the backbone."
         raise ValueError(msg)
-    if "token_embedding.rows" in state_dict:
-        state_dict = _expand_vocabulary(state_dict)
-    return {name: tensor for name, tensor in state_dict.items() if name not in _NOT_WEIGHTS}
+    weights = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_WEIGHTS}
+    for name, tensor in weights.items():
+        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+            msg = f"CLIP weights {str(path)!r}: {name} is no dense tensor of floating-point numbers: fetch them again."
+            raise ValueError(msg)
+        if not torch.isfinite(tensor).all():
+            msg = f"CLIP weights {str(path)!r}: {name} holds NaN or infinite values: fetch them again."
+            raise ValueError(msg)
+    return weights
 
 
 def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_gelu: bool = True) -> nn.Module:
@@ -123,6 +133,9 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
         embed_dim = state_dict["text_projection"].shape[1]
     except KeyError as error:
         msg = f"CLIP weights lack the tensor {error}: a state dict of a ViT in OpenAI's format is needed."
+        raise ValueError(msg) from error
+    except (ValueError, IndexError) as error:
+        msg = "CLIP weights hold a tensor of another number of axes than a ViT in OpenAI's format: give its state dict."
         raise ValueError(msg) from error
     vision = CLIPVisionCfg(
         layers=depth("visual.transformer.resblocks."),
@@ -169,7 +182,8 @@ def _load_strictly(clip: nn.Module, state_dict: Mapping[str, torch.Tensor], what
     try:
         clip.load_state_dict(weights)
     except RuntimeError as error:
-        msg = f"{what} does not fit the backbone: {error}"
+        reason = " ".join(str(error).split())
+        msg = f"{what} does not fit the backbone, give the name that the weights were made for: {reason}"
         raise ValueError(msg) from error
 
 

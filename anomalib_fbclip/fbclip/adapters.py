@@ -23,6 +23,26 @@ if TYPE_CHECKING:
 
 AdapterMetadata = dict[str, Any]
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "backbone": (str,),
+    "backbone_fingerprint": (str,),
+    "pretrained": (str, type(None)),
+    "source": (str, type(None)),
+    "source_domain": (str, type(None)),
+    "feature_layers": (list,),
+    "n_ctx": (int,),
+    "text_poolings": (list,),
+    "views": (list,),
+    "attention": (bool,),
+    "suppression": (bool,),
+    "bank": (str,),
+    "causal_text": (bool,),
+    "temperature": (float, int),
+    "image_size": (int,),
+    "thresholds": (dict, type(None)),
+}
+"""What JSON may hold under the names that something reads again. A SHA-256 tells damage, it is no signature."""
+
 FORMAT = "anomalib-fbclip-adapter"
 FORMAT_VERSION = 1
 
@@ -134,18 +154,19 @@ def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
         raise ValueError(msg)
     fitted = {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.layout != torch.strided:
+        if not _is_dense(tensor):
             msg = f"adapter {str(path)!r} is damaged: {name} is no dense tensor of floating-point numbers."
             raise ValueError(msg)
-        value, target = tensor.float(), expected[name]
-        if value.shape != target.shape and value.numel() == target.numel() and "context" in name:
-            value = value.reshape(target.shape)
-        if value.shape != target.shape:
+        target = expected[name]
+        # Before any copy: a view of a few bytes may claim to be larger than the memory.
+        same_context = tensor.numel() == target.numel() and "context" in name
+        if tensor.shape != target.shape and not same_context:
             msg = (
-                f"adapter {str(path)!r} was made for another backbone: {name} is {tuple(value.shape)} there and "
+                f"adapter {str(path)!r} was made for another backbone: {name} is {tuple(tensor.shape)} there and "
                 f"{tuple(target.shape)} in a model on {model.clip.name!r} with n_ctx={model.prompts.n_ctx}."
             )
             raise ValueError(msg)
+        value = tensor.float().reshape(target.shape)
         if not torch.isfinite(value).all():
             msg = f"adapter {str(path)!r} is damaged: {name} holds NaN or infinite values."
             raise ValueError(msg)
@@ -161,10 +182,12 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
         msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
         raise FileNotFoundError(msg)
     try:
-        return _read_published(path) if path.suffix in {".pth", ".pt"} else _read_ours(path)
+        tensors, metadata = _read_published(path) if path.suffix in {".pth", ".pt"} else _read_ours(path)
+        _check_metadata(metadata)
     except Exception as error:
         msg = f"adapter {str(path)!r} cannot be used: {error}"
         raise ValueError(msg) from error
+    return tensors, metadata
 
 
 def resolve(path: str | Path) -> Path:
@@ -214,6 +237,32 @@ def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadat
         if name is not None:
             tensors[name] = tensor
     return tensors, {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+
+
+def _is_dense(tensor: object) -> bool:
+    """Whether something from a file is a tensor of floating-point numbers that are really there."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+    )
+
+
+def _check_metadata(metadata: AdapterMetadata) -> None:
+    for key, types in _TYPES.items():
+        # In Python, but not in JSON, True is a number.
+        if key in metadata and type(metadata[key]) not in types:
+            msg = f"{key}={metadata[key]!r} in its metadata, expected {' or '.join(t.__name__ for t in types)}"
+            raise ValueError(msg)
+    thresholds = metadata.get("thresholds")
+    if thresholds is None:
+        return
+    numbers = [thresholds.get(name) for name in ("image", "pixel")]
+    fine = all(isinstance(number, (int, float)) and 0 <= number <= 1 for number in numbers)
+    if not fine or not isinstance(thresholds.get("origin"), str) or "image_size" not in metadata:
+        msg = f"thresholds={thresholds!r} in its metadata: expected image, pixel from 0 to 1, origin, and an image_size"
+        raise ValueError(msg)
 
 
 def _check_architecture(model: "FBCLIPModel", metadata: AdapterMetadata, path: str) -> None:

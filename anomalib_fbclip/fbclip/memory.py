@@ -70,11 +70,11 @@ class NormalMemory(nn.Module):
         self.peak = (normal / self.layer_scale[:, None, None]).mean(dim=0).amax(dim=-1).mean().clamp(min=1e-6)
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
-        """Take a memory of any size; keep the own one where the state dict has none."""
+        """Take a memory of any number of pictures; keep the own one where the state dict has none."""
         stored = state_dict.get(f"{prefix}tokens")
         if stored is None:
             state_dict |= {f"{prefix}{name}": tensor for name, tensor in self.state_dict().items()}
-        else:
+        elif stored.ndim == 4 and (stored.shape[0], stored.shape[3]) == (self.tokens.shape[0], self.tokens.shape[3]):
             self.tokens = self.tokens.new_zeros(stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
