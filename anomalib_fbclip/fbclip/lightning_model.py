@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from anomalib_fbclip import checkpoints, hub, registration
+from anomalib_fbclip.arguments import check_arguments
 from anomalib_fbclip.callbacks import AdapterCheckpoint
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.clip.token_cache import TokenCache
@@ -99,6 +100,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
         visualizer: As in every anomalib model.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range, or the adapter was made for another model.
         FileNotFoundError: If a weights file does not exist.
         ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
@@ -147,6 +149,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        check_arguments(FBCLIP.__init__, locals())
         # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
         pretrained = str(pretrained) if pretrained is not None and pre_trained else None
         weights = str(weights) if weights is not None else None

@@ -17,6 +17,7 @@ from anomalib.visualization import Visualizer
 from torch import nn
 
 from anomalib_fbclip import registration
+from anomalib_fbclip.arguments import check_arguments
 from anomalib_fbclip.clip.build import load_clip
 from anomalib_fbclip.lightning import PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
@@ -75,6 +76,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         visualizer: As in every anomalib model.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of range.
         FileNotFoundError: If a weights file does not exist.
         ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
@@ -116,6 +118,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
     ) -> None:
+        check_arguments(FiSeCLIP.__init__, locals())
         # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
         pretrained = str(pretrained) if pretrained is not None and pre_trained else None
         feature_layers = tuple(feature_layers) if feature_layers is not None else None

@@ -3,6 +3,7 @@
 
 """Adapter files: the same model back, or a refusal that leaves the model as it was."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -101,3 +102,107 @@ def test_random_bytes(tmp_path, content, suffix):
     path.write_bytes(content)
     with pytest.raises(ValueError, match="cannot be used"):
         adapters.read(path)
+
+
+def _rewrite(path, tensors, metadata):
+    """An adapter whose hash fits again, as someone would write who means harm."""
+    metadata = {**metadata, "sha256": adapters.digest(tensors, metadata)}
+    save_file(tensors, path, {key: json.dumps(value) for key, value in metadata.items()})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda tensors: tensors.pop("scale_weights"), r"missing tensors \['scale_weights'\]"),
+        (lambda tensors: tensors.update(surprise=torch.ones(1)), r"unexpected \['surprise'\]"),
+        (lambda tensors: tensors.update(scale_weights=torch.ones(7)), r"scale_weights is \(7,\) there and \(6,\)"),
+        (lambda tensors: tensors["scale_weights"].fill_(torch.nan), "scale_weights holds NaN"),
+        (lambda tensors: tensors.update(scale_weights=torch.full((6,), 1e300, dtype=torch.double)), "infinite"),
+        (lambda tensors: tensors.update(scale_weights=torch.ones(6, dtype=torch.int)), "no dense tensor"),
+    ],
+)
+def test_altered_tensors_with_a_fitting_hash(clip, tmp_path, change, text):
+    model = build(clip)
+    tensors, metadata = adapters.read(adapters.save(model, tmp_path / "a.safetensors"))
+    change(tensors)
+    refuse(model, _rewrite(tmp_path / "a.safetensors", tensors, metadata), rf"a\.safetensors.*{text}")
+
+
+FIXED = {"image": 0.5, "pixel": 0.5, "origin": "fixed"}
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()) | st.just({"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"source": ["a"]}, "source"),
+        ({"image_size": "56"}, "image_size='56'.*expected int"),
+        ({"pretrained": 3}, "pretrained=3.*expected str"),
+        ({"thresholds": [0.5]}, "thresholds"),
+        ({"thresholds": {**FIXED, "image": 2}}, "from 0 to 1"),
+        ({"thresholds": {**FIXED, "pixel": float("nan")}}, "from 0 to 1"),
+        ({"thresholds": {"image": 0.5, "pixel": 0.5}}, "origin"),
+        ({"format_version": 2}, "upgrade"),
+        ({"format": "another"}, "not an adapter"),
+    ],
+)
+def test_altered_metadata_with_a_fitting_hash(clip, tmp_path, change, text):
+    model = build(clip)
+    tensors, metadata = adapters.read(adapters.save(model, tmp_path / "a.safetensors", thresholds=FIXED))
+    assert metadata["thresholds"] == FIXED
+    refuse(model, _rewrite(tmp_path / "a.safetensors", tensors, {**metadata, **change}), rf"a\.safetensors.*{text}")
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_metadata_is_refused_by_name_or_fits(clip, tmp_path, data):
+    model = build(clip)
+    tensors, metadata = adapters.read(adapters.save(model, tmp_path / "a.safetensors", thresholds=FIXED, source="x"))
+    key = data.draw(st.sampled_from(sorted(metadata)))
+    path = _rewrite(tmp_path / "a.safetensors", tensors, {**metadata, key: data.draw(ODD)})
+    try:
+        read = model.load_adapter(path)
+    except ValueError as error:
+        assert "a.safetensors" in str(error)  # noqa: PT017  # both ends are right for some values
+    else:
+        ours = adapters.architecture(model)
+        same = {name for name in ours if name not in {"image_size", "backbone"}}
+        assert all(read.get(name, ours[name]) == ours[name] for name in same)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(6, device="meta"),
+        torch.zeros(6).to_sparse(),
+        torch.zeros(1).expand(2**40),
+        torch.zeros(6, dtype=torch.complex64),
+    ],
+)
+def test_tensors_that_are_not_there(golden_model, tmp_path, tensor):
+    published = torch.load(Path(__file__).parents[2] / "golden" / "fbclip_reference_a.pth", weights_only=True)
+    trained = {**published["model_trainable_params"], "scale_weights": tensor}
+    torch.save({**published, "model_trainable_params": trained}, tmp_path / "a.pth")
+    refuse(golden_model(), tmp_path / "a.pth", r"a\.pth.*(scale_weights|cannot be used)")
+
+
+def test_a_swapped_file_does_not_fit_another_backbone(clip, small_clip, tmp_path):
+    mine = adapters.save(build(clip), tmp_path / "mine.safetensors")
+    adapters.save(build(small_clip(seed=5)), tmp_path / "theirs.safetensors").replace(mine)
+    refuse(build(clip), mine, "backbone_fingerprint: adapter .* model")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
+def test_any_changed_byte_is_noticed(clip, tmp_path, place, flip, cut):
+    model = build(clip)
+    path = adapters.save(model, tmp_path / "a.safetensors", source="Surfaces")
+    content = bytearray(path.read_bytes())
+    index = int(place * len(content))
+    if cut:
+        del content[index:]
+    else:
+        content[index] ^= flip
+    path.write_bytes(content)
+    refuse(model, path, "cannot be used")
