@@ -1,0 +1,29 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Heat maps on a fixed scale: a good picture stays dark, whatever its largest value."""
+
+import numpy as np
+import pytest
+import torch
+from anomalib.data import ImageItem
+from PIL import Image
+
+from anomalib_fbclip.visualization import PredictionVisualizer
+
+
+@pytest.mark.parametrize(("largest", "red"), [(0.1, False), (0.95, True)])
+def test_colours_do_not_follow_the_picture_at_hand(largest, red, tmp_path):
+    path = tmp_path / "0.png"
+    Image.new("RGB", (56, 56)).save(path)
+    item = ImageItem(
+        image=torch.zeros(3, 56, 56),
+        image_path=str(path),
+        anomaly_map=torch.linspace(0, largest, 56).expand(56, 56),
+        pred_mask=torch.zeros(56, 56, dtype=torch.bool),
+        pred_label=torch.tensor(False),
+        pred_score=torch.tensor(largest),
+    )
+    strip = np.asarray(PredictionVisualizer().visualize(item).convert("RGB")).astype(int)
+    assert bool((strip[..., 0] - strip[..., 2] > 60).any()) == red
+    assert (strip[..., 2] - strip[..., 0] > 60).any()  # blue: the low end of the map is in both
