@@ -185,8 +185,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
                 smoothing_sigma=smoothing_sigma,
                 few_shot=k_shot > 0,
             )
+            # The host's generator draws the threshold of one of its distortions when it is made.
+            self.synthesis = AnomalySynthesis(CLIP_MEAN, CLIP_STD)
         self.loss = FBCLIPLoss(focal_gamma, dice_weight, scr_weight)
-        self.synthesis = AnomalySynthesis(CLIP_MEAN, CLIP_STD)
         self.image_size = clip.image_size
         self.learning_rate = learning_rate
         self.betas = betas
@@ -258,16 +259,26 @@ class FBCLIP(CLIPModule, AnomalibModule):
             self.source = getattr(datamodule, "source_name", here)
 
     def on_train_start(self) -> None:
-        """Let workers that have begun with the first epoch's pictures begin again where a resumed run goes on."""
-        epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop
+        """Draw the order of the pictures where the epoch is known; workers began before that."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
-        if epoch and hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-            iter(loop._data_fetcher)  # noqa: SLF001  # Lightning made it before it knew the epoch
+        if self.seed is not None and hasattr(sampler, "set_epoch"):
+            self._seed_epoch()
+            sampler.set_epoch(self.trainer.current_epoch)
+            iter(self.trainer.fit_loop._data_fetcher)  # noqa: SLF001  # Lightning draws too early, and only once
 
     def on_train_epoch_start(self) -> None:
-        """Tie what is drawn at random to the epoch, see :func:`repeat_order`; processes synthesise other anomalies."""
+        """Tie what workers draw at random to the epoch; Lightning does not call this in a resumed run's first one."""
+        self._seed_epoch()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Tie what is drawn at random in training to the epoch, such as synthesised anomalies."""
+        del batch
+        if batch_idx == 0:
+            self._seed_epoch()
+
+    def _seed_epoch(self) -> None:
         if self.seed is not None:
+            # Processes that share a run synthesise different anomalies.
             torch.manual_seed(self.seed + self.trainer.current_epoch * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:
