@@ -7,6 +7,7 @@ open_clip is imported when a backbone is built and not before, so that importing
 """
 
 import logging
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -127,7 +128,7 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
 
     try:
         width, _, _, patch = state_dict["visual.conv1.weight"].shape
-        grid = round((state_dict["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        grid = math.isqrt(max(state_dict["visual.positional_embedding"].shape[0] - 1, 0))
         vocabulary, text_width = state_dict["token_embedding.weight"].shape
         context_length = state_dict["positional_embedding"].shape[0]
         embed_dim = state_dict["text_projection"].shape[1]
@@ -137,6 +138,9 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
     except (ValueError, IndexError) as error:
         msg = "CLIP weights hold a tensor of another number of axes than a ViT in OpenAI's format: give its state dict."
         raise ValueError(msg) from error
+    if not min(width, patch, grid, vocabulary, text_width, context_length, embed_dim):
+        msg = "CLIP weights hold an empty tensor: fetch them again."
+        raise ValueError(msg)
     vision = CLIPVisionCfg(
         layers=depth("visual.transformer.resblocks."),
         width=width,

@@ -92,7 +92,7 @@ class FBCLIPModel(nn.Module):
         few_shot: bool = False,
     ) -> None:
         super().__init__()
-        _check(views, bank, temperature, smoothing_sigma)
+        _check(views, bank, temperature, smoothing_sigma, clip.image_size)
         self.clip = clip
         layers = default_layers(clip.num_layers) if feature_layers is None else feature_layers
         self.feature_layers = clip.check_layers(layers)
@@ -314,7 +314,7 @@ def _version(parameter: torch.Tensor) -> int:
     return 0 if parameter.is_inference() else parameter._version  # noqa: SLF001  # torch has no public name for it
 
 
-def _check(views: Sequence[str], bank: str, temperature: float, smoothing_sigma: float) -> None:
+def _check(views: Sequence[str], bank: str, temperature: float, smoothing_sigma: float, image_size: int) -> None:
     if not views or set(views) - set(VIEWS):
         msg = f"views={list(views)}: choose one or more of {list(VIEWS)}."
         raise ValueError(msg)
@@ -324,6 +324,6 @@ def _check(views: Sequence[str], bank: str, temperature: float, smoothing_sigma:
     if temperature <= 0:
         msg = f"temperature={temperature}: give a positive number (the paper's is 0.07)."
         raise ValueError(msg)
-    if smoothing_sigma < 0:
-        msg = f"smoothing_sigma={smoothing_sigma}: give 0 (no smoothing) or more pixels."
+    if not 0 <= smoothing_sigma <= image_size:
+        msg = f"smoothing_sigma={smoothing_sigma}: give pixels from 0 (no smoothing) to the image size, {image_size}."
         raise ValueError(msg)

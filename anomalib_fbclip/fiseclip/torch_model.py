@@ -332,7 +332,12 @@ def _check(model: FiSeCLIPModel, bank_size: int) -> None:
         ("text_weight", model.text_weight, 0 <= model.text_weight <= 1, "give a weight in [0, 1]"),
         ("class_weight", model.class_weight, 0 <= model.class_weight <= 1, "give a weight in [0, 1]"),
         ("deviations", model.deviations, model.deviations > 0, "give a positive number"),
-        ("smoothing_sigma", model.smoothing_sigma, model.smoothing_sigma >= 0, "give 0 (no smoothing) or more pixels"),
+        (
+            "smoothing_sigma",
+            model.smoothing_sigma,
+            0 <= model.smoothing_sigma <= model.clip.image_size,
+            f"give pixels from 0 (no smoothing) to the image size, {model.clip.image_size}",
+        ),
     )
     for name, value, good, advice in checks:
         if not good:

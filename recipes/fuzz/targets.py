@@ -103,8 +103,13 @@ def settings(rng: random.Random, folder: Path) -> str:
     """Arguments of a constructor, and then one picture."""
     del folder
     model = rng.choice((FBCLIP, FiSeCLIP))
-    names = sorted(inspect.signature(model.__init__).parameters.keys() - _SETTINGS_LEFT)
-    chosen = {name: _odd(rng) for name in rng.sample(names, rng.randint(1, 2))}
+    parameters = inspect.signature(model.__init__).parameters
+    chosen: dict[str, Any] = {}
+    for name in rng.sample(sorted(parameters.keys() - _SETTINGS_LEFT), rng.randint(1, 3)):
+        kind = type(parameters[name].default)
+        # Wrong types are refused at once, so most values are of the type of the default.
+        alike = [value for value in _ODD if type(value) is kind]
+        chosen[name] = rng.choice(alike) if alike and rng.random() < 0.8 else _odd(rng)
     return expect_clean(lambda: _score(model, chosen), (*chosen, "adapter", "threshold", "feature_layers"))
 
 

@@ -71,6 +71,7 @@ def test_masks_of_another_size_are_resized(model: Callable) -> None:
         ({"max_epochs": 0}, "max_epochs=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"smoothing_sigma": -1.0}, "smoothing_sigma=-1.0"),
+        ({"smoothing_sigma": 1e9}, "to the image size, 56"),
         ({"n_ctx": 0}, "n_ctx=0"),
         ({"scr_weight": -1.0}, "scr_weight=-1.0"),
         ({"backbone": "ViT-9"}, "ViT-9"),

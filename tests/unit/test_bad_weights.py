@@ -91,6 +91,21 @@ def test_a_damaged_vocabulary(change: dict, tmp_path: Path) -> None:
         read_weights(tmp_path / "clip.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("visual.positional_embedding", (0, 64), "empty tensor"),
+        ("visual.conv1.weight", (0, 3, 0, 0), "empty tensor"),
+        ("visual.conv1.weight", (64,), "another number of axes"),
+        ("text_projection", (64,), "another number of axes"),
+        ("visual.positional_embedding", (14, 64), "does not fit"),
+    ],
+)
+def test_sizes_that_no_backbone_has(name: str, shape: tuple[int, ...], message: str, small_state) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_from_openai_state_dict({**small_state(), name: torch.zeros(shape)})
+
+
 def test_code_in_backbone_weights_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "clip.pt"
     for content in (lambda: torch.save({"a": Bomb()}, path), lambda: path.write_bytes(pickle.dumps(Bomb()))):
