@@ -158,7 +158,7 @@ def elpv(model: FBCLIP, every: int) -> None:
     for start in range(0, len(images), 16):
         pictures = np.stack([cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) for image in images[start : start + 16]])
         batch = ImageBatch(image=torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255)
-        scores.append(model(model.pre_processor.transform(batch.image)).pred_score)
+        scores.append(model(batch.image).pred_score)  # resizes and normalises by itself
     scores = torch.cat(scores)
     for kind in (*np.unique(kinds), "all"):
         sure = torch.from_numpy(((chance == 0) | (chance == 1)) & ((kinds == kind) | (kind == "all")))
