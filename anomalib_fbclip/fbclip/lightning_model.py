@@ -261,7 +261,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
     def on_train_start(self) -> None:
         """Draw the order of the pictures where the epoch is known; workers began before that."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
-        if self.seed is not None and hasattr(sampler, "set_epoch"):
+        if self.seed is not None and sampler is not None and hasattr(sampler, "set_epoch"):
             self._seed_epoch()
             sampler.set_epoch(self.trainer.current_epoch)
             iter(self.trainer.fit_loop._data_fetcher)  # noqa: SLF001  # Lightning draws too early, and only once
