@@ -131,7 +131,7 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
         grid = math.isqrt(max(state_dict["visual.positional_embedding"].shape[0] - 1, 0))
         vocabulary, text_width = state_dict["token_embedding.weight"].shape
         context_length = state_dict["positional_embedding"].shape[0]
-        embed_dim = state_dict["text_projection"].shape[1]
+        projected, embed_dim = state_dict["text_projection"].shape
     except KeyError as error:
         msg = f"CLIP weights lack the tensor {error}: a state dict of a ViT in OpenAI's format is needed."
         raise ValueError(msg) from error
@@ -140,6 +140,10 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
         raise ValueError(msg) from error
     if not min(width, patch, grid, vocabulary, text_width, context_length, embed_dim):
         msg = "CLIP weights hold an empty tensor: fetch them again."
+        raise ValueError(msg)
+    if (projected, state_dict["visual.positional_embedding"].shape[-1]) != (text_width, width):
+        # Before anything is built: one transposed tensor would ask for tens of gigabytes.
+        msg = "CLIP weights hold tensors whose widths do not fit each other: fetch them again."
         raise ValueError(msg)
     vision = CLIPVisionCfg(
         layers=depth("visual.transformer.resblocks."),

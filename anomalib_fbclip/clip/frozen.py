@@ -14,6 +14,10 @@ from .text import text_tokens
 from .vision import block_tokens
 
 
+LARGEST_SIDE = 2**14
+"""Pixels; attention over more patches than such a square has is hopeless on any machine of today."""
+
+
 class FrozenCLIP(nn.Module):
     """Frozen CLIP (paper, section 3.1): tokens of chosen blocks, and all text tokens.
 
@@ -27,7 +31,7 @@ class FrozenCLIP(nn.Module):
 
     Raises:
         TypeError: If the visual tower is not a plain vision transformer.
-        ValueError: If ``image_size`` is not a positive multiple of the patch size.
+        ValueError: If ``image_size`` is not a positive multiple of the patch size, or absurdly large.
 
     Example:
         >>> clip = FrozenCLIP.from_state_dict(torch.load("ViT-L-14.pt"), image_size=518)  # doctest: +SKIP
@@ -181,6 +185,9 @@ class FrozenCLIP(nn.Module):
                 f"image_size={size} is not a multiple of the patch size {self.patch_size} of backbone {self.name!r}: "
                 f"use {low} or {low + self.patch_size}."
             )
+            raise ValueError(msg)
+        if size > LARGEST_SIDE:
+            msg = f"image_size={size}: one such picture does not fit in memory; use {LARGEST_SIDE} or less."
             raise ValueError(msg)
 
     def _check_images(self, images: torch.Tensor) -> None:

@@ -61,6 +61,7 @@ def test_masks_of_another_size_are_resized(model: Callable) -> None:
     ("arguments", "message"),
     [
         ({"image_size": 60}, "image_size=60"),
+        ({"image_size": 2**31}, "image_size=2147483648"),
         ({"feature_layers": [0, 3]}, "from 1 to 8"),
         ({"feature_layers": [4, 9]}, "from 1 to 8"),
         ({"views": ["side"]}, "side"),

@@ -99,6 +99,8 @@ def test_a_damaged_vocabulary(change: dict, tmp_path: Path) -> None:
         ("visual.conv1.weight", (64,), "another number of axes"),
         ("text_projection", (64,), "another number of axes"),
         ("visual.positional_embedding", (14, 64), "does not fit"),
+        ("token_embedding.weight", (64, 49408), "widths do not fit"),
+        ("visual.positional_embedding", (17, 63), "widths do not fit"),
     ],
 )
 def test_sizes_that_no_backbone_has(name: str, shape: tuple[int, ...], message: str, small_state) -> None:
