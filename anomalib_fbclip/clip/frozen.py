@@ -13,7 +13,6 @@ from .build import build_from_openai_state_dict
 from .text import text_tokens
 from .vision import block_tokens
 
-
 LARGEST_SIDE = 2**14
 """Pixels; attention over more patches than such a square has is hopeless on any machine of today."""
 

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 
+from anomalib_fbclip.fbclip import torch_model
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 from anomalib_fbclip.prompts import PromptLearner
@@ -100,6 +101,28 @@ def test_bad_images(clip):
             model(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"images \[1\]"):
         model(torch.stack((torch.zeros(3, 32, 32), torch.full((3, 32, 32), torch.nan))))
+
+
+@pytest.mark.parametrize("few_shot", [False, True])
+def test_a_large_batch_in_parts_is_the_same(clip, monkeypatch, few_shot):
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    model = FBCLIPModel(clip, few_shot=few_shot).eval()
+    if few_shot:
+        model.remember(images[:2] + 0.1)
+    parts = []
+    score_tokens = model._score_tokens
+    monkeypatch.setattr(
+        model,
+        "_score_tokens",
+        lambda blocks, *a: parts.append(len(blocks[0])) or score_tokens(blocks, *a),
+    )
+    with torch.no_grad():
+        together = model(images)
+        monkeypatch.setattr(torch_model, "TOKENS_AT_ONCE", 2 * 17)
+        apart = model(images)
+    assert parts == [5, 2, 2, 1]
+    torch.testing.assert_close(apart.pred_score, together.pred_score, atol=1e-6, rtol=0)
+    torch.testing.assert_close(apart.anomaly_map, together.anomaly_map, atol=1e-6, rtol=0)
 
 
 def test_losses():
