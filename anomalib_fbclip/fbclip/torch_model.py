@@ -28,7 +28,7 @@ from .views import VIEWS, Mixing, identity_mixing, semantic_mixing, spatial_mixi
 PAPER_LAYERS = (1, 6, 12, 18, 24)
 _SCALE_WEIGHTS = 6
 TOKENS_AT_ONCE = 1370
-"""On a CPU, from the views on: one image of 518 pixels. Eight together take 1.4 times as long as one after the other."""
+"""On a CPU, from the views on: one image of 518 pixels. Eight together take 1.4 times as long as one by one."""
 _NOT_TRAINED = ("clip.", "memory.")
 
 
