@@ -3,6 +3,7 @@
 
 """Golden tensors of the published method, and small backbones with random weights."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
-# Small tensors gain nothing from threads and lose much on a busy machine.
+# Small tensors gain nothing from threads and lose much on a busy machine. The variable reaches the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden" / "fbclip_reference_a.safetensors"
