@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
-# Small tensors gain nothing from threads and lose much on a busy machine. The variable reaches the processes that tests start.
+# Small tensors gain nothing from threads and lose much on a busy machine; the variable reaches processes of the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
