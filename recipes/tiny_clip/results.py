@@ -4,7 +4,7 @@
 """Measure the committed weights through anomalib's engine: unseen families, ablations, controls, real pictures.
 
     python -m recipes.tiny_clip.results
-    python -m recipes.tiny_clip.results --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv
+    python -m recipes.tiny_clip.results --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv 4
 
 The rows "trained for the table" are trained by the recipe of the adapter with the same pictures and the same number of
 updates each (``--steps``), once, into ``--work``. With 150 they differ from the committed adapter by their names alone.
