@@ -55,16 +55,15 @@ class CalibratedModule(_Base):
         self.normal_source, self.false_alarm_rate, self.threshold = normal_source, false_alarm_rate, threshold
 
     def calibrate_once(self) -> None:
-        """Set the thresholds that the user asked for, unless that was done with the parameters as they are."""
-        if self.threshold is None and self.normal_source is None:
-            return
-        state = self._calibration_state()
-        if self._calibrated != state:
-            self._calibrated = state
-            if self.normal_source is not None:
+        """Set the thresholds that the user asked for; pictures are read once for the parameters as they are."""
+        if self.threshold is not None:
+            # Each time, for labelled validation data may have set others.
+            self.post_processor.set_thresholds(self.threshold, self.threshold)
+        elif self.normal_source is not None:
+            state = self._calibration_state()
+            if self._calibrated != state:
                 self.calibrate(self.normal_source, self.false_alarm_rate)
-            else:
-                self.post_processor.set_thresholds(self.threshold, self.threshold)
+                self._calibrated = state
 
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
         """Set the thresholds from normal pictures, at a wanted rate of false alarms.
@@ -128,17 +127,25 @@ class CalibratedModule(_Base):
         return getattr(self.post_processor, "thresholds", None)
 
     def restore_thresholds(self, metadata: Mapping[str, Any]) -> None:
-        """Take the thresholds of an adapter, where it has some for images of this size."""
+        """Take the thresholds of an adapter, where it has some for maps like those of this model."""
         stored = metadata.get("thresholds")
         if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
             return
-        if metadata["image_size"] == self.model.clip.image_size:
+        # A file from before it was stored, or the published one, is smoothed as in the paper.
+        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, **metadata}
+        ours = {
+            "image_size": self.model.clip.image_size,
+            "smoothing_sigma": self.model.smoothing_sigma,
+            "k_shot": getattr(self, "k_shot", 0),
+        }
+        different = [name for name, value in ours.items() if theirs[name] != value]
+        if not different:
             self.post_processor.set_thresholds(**stored)
         elif stored["origin"] != FIXED:
             logger.warning(
-                "The adapter's thresholds are for image_size=%d and not used at %d: give normal_source.",
-                metadata["image_size"],
-                self.model.clip.image_size,
+                "The adapter's thresholds are for %s and not used with %s: give normal_source.",
+                ", ".join(f"{name}={theirs[name]}" for name in different),
+                ", ".join(f"{name}={ours[name]}" for name in different),
             )
 
     def _calibration_state(self) -> object:

@@ -20,7 +20,7 @@ _ONE_FILE = 1_500_000_000  # bytes of parameters; protobuf stops at 2 GiB
 class ExportedModule(CalibratedModule):
     """Mixin of a Lightning module whose exports carry thresholds, sizes, backbone and versions.
 
-    Where the metadata is: ``torch.load(path)["model"].export_metadata``; ONNX's ``metadata_props``
+    Where the metadata is: ``torch.load(path, weights_only=False)["model"].export_metadata``; ONNX's ``metadata_props``
     (``session.get_modelmeta().custom_metadata_map`` in ONNX Runtime); OpenVINO's ``rt_info``
     (``model.get_rt_info(["framework", "thresholds"])``). Values are JSON in the last two.
     """

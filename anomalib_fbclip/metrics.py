@@ -70,7 +70,8 @@ class ScoreHistogram(Metric):
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> None:
         """Count scores ``[B, H, W]`` (or ``[B]``) against 0/1 targets of the same shape."""
-        bins, positive = self.to_bin(scores).flatten(), target.flatten() > 0
+        bins = self.to_bin(scores).flatten().to(self.normal.device)
+        positive = target.flatten().to(bins.device) > 0
         self.normal += torch.bincount(bins[~positive], minlength=self.bins)
         self.anomalous += torch.bincount(bins[positive], minlength=self.bins)
         if self.regions and positive.any():
@@ -87,6 +88,11 @@ class ScoreHistogram(Metric):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ScoreHistogram":  # noqa: ANN401  # torch's own signature
         """Move as asked, and stay exact: a trainer in half precision would count in half precision, too."""
+        try:
+            args[0](torch.zeros((), dtype=torch.float64))
+        except TypeError:
+            # A device without double precision, such as Apple's: the counts stay on the processor.
+            return self
         super()._apply(*args, **kwargs)
         for name in self._defaults:
             self._defaults[name] = torch.zeros_like(getattr(self, name), dtype=torch.float64)

@@ -82,7 +82,15 @@ def model_card(
         tags=["anomaly-detection", "zero-shot", "fb-clip", "clip"],
     )
     facts = [(title, _plain(metadata[key])) for key, title in _FACTS.items() if metadata.get(key) is not None]
-    arguments = {"backbone": metadata.get("backbone"), "image_size": metadata.get("image_size"), "weights": place}
+    backbone, _, weights = str(metadata.get("backbone") or "").partition("/")
+    # A tag of open_clip goes into the command; a file of whoever trained the adapter is said among the facts alone.
+    pretrained = metadata.get("pretrained") if weights and metadata.get("pretrained") == weights else None
+    arguments = {
+        "backbone": backbone or None,
+        "pretrained": None if pretrained == "openai" else pretrained,
+        "image_size": metadata.get("image_size"),
+        "weights": place,
+    }
     return _TEXT.format(
         front=f"---\n{front.to_yaml().strip()}\n---",
         title=f"{metadata.get('backbone')} at {metadata.get('image_size')}",

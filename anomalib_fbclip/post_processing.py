@@ -57,7 +57,8 @@ class ProbabilityPostProcessor(PostProcessor):
     def set_thresholds(self, image: float, pixel: float, **origin: Any) -> None:  # noqa: ANN401  # plain types
         """Set both thresholds, such as :attr:`thresholds` of another.
 
-        Thresholds from normal pictures are kept when labelled validation data come by: they were asked for.
+        Thresholds from normal pictures, an adapter's as well, are kept when labelled validation data come by: somebody
+        asked for them.
 
         Args:
             image: Threshold of the score, in [0, 1].

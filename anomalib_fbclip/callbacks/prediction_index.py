@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from .unreadable import predicted_files, reason, restore, skip_unreadable
+from .unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error")
 _NAMED = 20
+_LEFT_OUT = "reading or transforming it failed when its turn came, though it can be read now: predict it again"
 
 
 class PredictionIndex(Callback):
@@ -29,10 +30,10 @@ class PredictionIndex(Callback):
 
     Columns: ``path``; ``score`` in [0, 1]; ``label``, 1 where the score is above ``threshold``; ``map_max``, the
     largest value of the map; ``picture``, relative to the table; ``error``, for files that could not be read. Those
-    come last, without a score, and are named in one warning.
+    come last, without a score, and are named in one warning. No file that was asked for is left out without a row.
 
     Rows are written while they come, into ``<name>.partial<suffix>``, which gets its final name when all are there: a
-    table under that name is complete. :class:`FBCLIP` adds this callback by itself, unless the trainer has one already.
+    table under that name is complete. Our models add this callback by themselves, unless the trainer has one already.
 
     Args:
         dirpath: Folder to write to. ``None``: that of the pictures, ``images`` in the run's folder.
@@ -61,7 +62,7 @@ class PredictionIndex(Callback):
         if any(isinstance(callback, SaveConfigCallback) for callback in trainer.callbacks):
             # The command line throws predictions away at its end; thousands of them fill the memory until then.
             trainer.predict_loop.return_predictions = False
-        self._asked = predicted_files(trainer)
+        self._asked, self._asked_all = predicted_files(trainer), reads_all(trainer)
         self._seen: set[str] = set()
         self._changed = skip_unreadable(trainer)
         self._visualizer = getattr(pl_module, "visualizer", None)
@@ -107,7 +108,8 @@ class PredictionIndex(Callback):
         if not (isinstance(limit, float) and limit >= 1):  # as a float a share of the batches, as an int their number
             reached = [index for index, path in enumerate(asked) if str(path) in self._seen]
             missing = [path for path in asked[: max(reached, default=0)] if str(path) not in self._seen]
-        self.unreadable = {str(path): why for path in missing if (why := reason(path)) is not None}
+        left_out = _LEFT_OUT if self._asked_all else None
+        self.unreadable = {str(path): why for path in missing if (why := reason(path) or left_out) is not None}
         for path, why in self.unreadable.items():
             self._write({**dict.fromkeys(COLUMNS), "path": path, "error": why})
         self._close()

@@ -20,7 +20,7 @@ from anomalib.data.utils import read_image, read_mask
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,14 @@ def predicted_files(trainer: Trainer) -> list[Path]:
     combined = trainer.predict_loop._combined_loader  # noqa: SLF001  # the public property loses their order
     loaders = combined.flattened if combined is not None else []
     return [path for loader in loaders for path in files_of(getattr(loader, "dataset", None))]
+
+
+def reads_all(trainer: Trainer) -> bool:
+    """Whether a prediction reads every file of its data sets, and not what a sampler of the user chooses."""
+    combined = trainer.predict_loop._combined_loader  # noqa: SLF001  # see above
+    loaders = combined.flattened if combined is not None else []
+    plain = (SequentialSampler, DistributedSampler)
+    return all(isinstance(getattr(loader, "sampler", None), plain) for loader in loaders)
 
 
 def skip_unreadable(trainer: Trainer) -> list[Any]:

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 class TokenCache:
     """Tokens of chosen blocks, computed once for each picture and kept in half precision.
 
-    A picture is known by its normalised pixels, so another file content, size or way of resizing is another entry; the
+    A picture is known by its normalised pixels, so another file content, size or way of resizing is another entry, as
+    is another precision of the trainer; the
     backbone's fingerprint and the blocks name the folder. Files are written aside and renamed: an interrupted run
     leaves no half entry, and several processes may share a folder. A damaged entry is computed anew.
 
@@ -80,12 +81,18 @@ class TokenCache:
             for index, entry in zip(missing, tokens, strict=True):
                 entries[index] = entry
                 self._write(files[index], entry)
-        stacked = torch.stack([entry for entry in entries if entry is not None], dim=1)
+        # Autocast on a processor does not know how to stack half precision.
+        with torch.autocast("cpu", enabled=False):
+            stacked = torch.stack([entry for entry in entries if entry is not None], dim=1)
         return list(stacked.to(images.device, self.clip.visual.proj.dtype))
 
     def _file(self, image: torch.Tensor) -> Path:
         pixels = image.detach().float().cpu().contiguous()
-        digest = hashlib.blake2b(str(tuple(pixels.shape)).encode(), digest_size=20)
+        kind: list[object] = [tuple(pixels.shape)]
+        if torch.is_autocast_enabled(image.device.type):
+            # Tokens of a run in half precision are coarser than half precision's rounding of exact ones.
+            kind.append(torch.get_autocast_dtype(image.device.type))
+        digest = hashlib.blake2b(str(kind).encode(), digest_size=20)
         digest.update(pixels.numpy().tobytes())
         return self.directory / f"{digest.hexdigest()}.safetensors"
 

@@ -39,6 +39,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "causal_text": (bool,),
     "temperature": (float, int),
     "image_size": (int,),
+    "smoothing_sigma": (float, int),
     "thresholds": (dict, type(None)),
 }
 """What JSON may hold under the names that something reads again. A SHA-256 tells damage, it is no signature."""
@@ -80,7 +81,7 @@ def our_name(published: str) -> str | None:
 
 
 def architecture(model: "FBCLIPModel") -> AdapterMetadata:
-    """What a model and an adapter must have in common, plus the image size, which may differ."""
+    """What a model and an adapter must have in common, plus image size and smoothing, which may differ."""
     return {
         "backbone": model.clip.name,
         "backbone_fingerprint": model.clip.fingerprint(),
@@ -94,6 +95,7 @@ def architecture(model: "FBCLIPModel") -> AdapterMetadata:
         "causal_text": model.causal_text,
         "temperature": model.temperature,
         "image_size": model.clip.image_size,
+        "smoothing_sigma": model.smoothing_sigma,
     }
 
 
@@ -197,6 +199,12 @@ def resolve(path: str | Path) -> Path:
     return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path).expanduser()
 
 
+def backbone_name(metadata: AdapterMetadata) -> str | None:
+    """The backbone of an adapter as the model's ``backbone`` takes it, without the name of its weights."""
+    name = metadata.get("backbone")
+    return None if name is None else str(name).partition("/")[0]
+
+
 def digest(tensors: Mapping[str, torch.Tensor], metadata: AdapterMetadata) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, and over the metadata."""
     sha = hashlib.sha256()
@@ -267,7 +275,8 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
 
 def _check_architecture(model: "FBCLIPModel", metadata: AdapterMetadata, path: str) -> None:
     ours = architecture(model)
-    ours.pop("image_size")
+    for free in ("image_size", "smoothing_sigma"):
+        ours.pop(free)
     different = {key: (metadata[key], value) for key, value in ours.items() if metadata.get(key, value) != value}
     if "backbone_fingerprint" not in different:
         # The same weights go by another name when they come from a file instead of a tag.

@@ -108,7 +108,7 @@ class ForegroundBackgroundAttention(nn.Module):
         bias = self.foreground.to_out.bias + self.background.to_out.bias
         sums: list[torch.Tensor] = []
         # A graph of few large nodes is written, loaded and run faster than one of many small ones.
-        together = tokens.is_cuda or torch.is_grad_enabled() or torch.compiler.is_exporting()
+        together = tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_exporting()
         for heads in self._folded_heads(2 * HEADS if together else HEADS_AT_ONCE):
             projected = F.linear(tokens, heads.projection)
             for view, mix in enumerate(mixings):

@@ -23,6 +23,7 @@ _SETTINGS = (
     "causal_text",
     "temperature",
     "image_size",
+    "smoothing_sigma",
 )
 
 
@@ -40,7 +41,7 @@ def main(words: Sequence[str]) -> int:
     try:
         _, metadata = adapters.read(arguments.weights)
         model = FBCLIP(
-            backbone=arguments.backbone or metadata.get("backbone") or "ViT-L-14-336",
+            backbone=arguments.backbone or adapters.backbone_name(metadata) or "ViT-L-14-336",
             pretrained=arguments.pretrained or metadata.get("pretrained") or "openai",
             weights=arguments.weights,
             **{key: metadata[key] for key in _SETTINGS if key in metadata},

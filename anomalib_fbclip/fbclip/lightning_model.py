@@ -34,7 +34,7 @@ from .loss import FBCLIPLoss
 from .references import collect_references
 from .text_fusion import POOLINGS
 from .torch_model import FBCLIPModel
-from .training_data import AnomalySynthesis, Supervision, describe_training_data, repeat_order
+from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
 from .views import VIEWS
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
         token_cache: Folder for the frozen tokens of training pictures, so that later epochs skip the visual tower; see
             :class:`anomalib_fbclip.clip.TokenCache`. ``None``: none.
         token_cache_limit: Gigabytes that the cache may fill; 14 MB a picture for ViT-L/14 at 518 x 518.
-        max_epochs: Epochs of training where the trainer sets no limit. ``None``: the paper's 2.
+        max_epochs: Epochs of training where the trainer sets no limit, or Lightning's default of 1000, which it cannot
+            be told from. ``None``: the paper's 2.
         k_shot: Normal pictures whose patch tokens join the text's score, see :class:`NormalMemory`. 0: the paper's
             method. Checkpoints and exports carry the memory; adapters do not.
         few_shot_source: Folder of the normal pictures, of which the first ``k_shot`` by name are taken. ``None``: a
@@ -89,7 +90,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
             :meth:`CalibratedModule.calibrate`. They win over labelled validation data.
         false_alarm_rate: Wanted share of normal pictures above each threshold; needs ``normal_source``.
         threshold: Threshold of score and map, such as 0.5, whatever the data say. ``None``: from ``normal_source``,
-            else from labelled validation data, else that of the adapter, else 0.5.
+            else the adapter's from normal pictures, else from labelled validation data, else the adapter's other, else
+            0.5.
         metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
             AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
         quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
@@ -236,7 +238,11 @@ class FBCLIP(CLIPModule, AnomalibModule):
         }
         if unlimited:
             self.trainer.fit_loop.max_epochs = self.max_epochs or PAPER_EPOCHS
-            logger.info("Training for %d epochs; --trainer.max_epochs sets another number.", self.trainer.max_epochs)
+            logger.info(
+                "Training for %d epochs; --trainer.max_epochs sets another number (1000, which is Lightning's default "
+                "and not heard here, by --model.max_epochs).",
+                self.trainer.max_epochs,
+            )
         if self.seed is not None:
             torch.manual_seed(self.seed)
 
@@ -279,7 +285,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
     def _seed_epoch(self) -> None:
         if self.seed is not None:
             # Processes that share a run synthesise different anomalies.
-            torch.manual_seed(self.seed + self.trainer.current_epoch * self.trainer.world_size + self.global_rank)
+            own = self.trainer.current_epoch * self.trainer.world_size + self.global_rank
+            torch.manual_seed(epoch_seed(self.seed, own))
 
     def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:
         """Loss of one batch, all its parts logged."""
@@ -346,10 +353,25 @@ class FBCLIP(CLIPModule, AnomalibModule):
         self.fill_memory()
         return super().to_onnx(*args, **kwargs)
 
+    def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
+        """Set the thresholds from normal pictures, with a full memory; see :meth:`CalibratedModule.calibrate`."""
+        self.fill_memory()
+        return super().calibrate(normal_source, false_alarm_rate)
+
+    def _calibration_state(self) -> object:
+        # A memory of other pictures is another tensor of the same shape.
+        memory = self.model.memory
+        return super()._calibration_state(), None if memory is None else float(memory.tokens.double().sum())
+
     def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
-        """Write the trained part as an adapter file, see :func:`anomalib_fbclip.fbclip.adapters.save`."""
-        self.calibrate_once()
-        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
+        """Write the trained part as an adapter file, see :func:`anomalib_fbclip.fbclip.adapters.save`.
+
+        The thresholds of a few-shot model are left out: they are for scores with a memory, which adapters do not hold.
+        """
+        if not self.k_shot:
+            self.calibrate_once()
+        thresholds = None if self.k_shot else self.thresholds
+        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": thresholds}
         return adapters.save(self.model, path, **known, **extra)
 
     def push_to_hub(

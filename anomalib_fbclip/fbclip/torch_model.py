@@ -161,8 +161,8 @@ class FBCLIPModel(nn.Module):
         text_features = self.text_features(stages)
         # One [B, N, D] a layer; only what is read again is held beside the features.
         blocks = self.clip.encode_image(images, self.feature_layers) if tokens is None else list(tokens)
-        whole = images.is_cuda or torch.is_grad_enabled() or torch.compiler.is_exporting() or stages is not None
-        if whole or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
+        recorded = torch.is_grad_enabled() or torch.compiler.is_exporting() or stages is not None
+        if recorded or images.device.type != "cpu" or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
             return self._score_tokens(blocks, text_features, stages)
         size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
         parts = zip(*(block.split(size) for block in blocks), strict=True)

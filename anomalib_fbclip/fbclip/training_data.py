@@ -56,6 +56,11 @@ def describe_training_data(dataloader: DataLoader) -> Supervision:
     return Supervision.LABELS_AND_MASKS
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for an epoch of a run, which neighbouring seeds do not share: a sum would make repeats depend."""
+    return (seed * 2**20 + epoch) % 2**63
+
+
 def repeat_order(dataloader: DataLoader, seed: int) -> None:
     """Tie the order of the pictures to the epoch, so that a run that goes on after an interruption sees the same.
 
@@ -63,7 +68,7 @@ def repeat_order(dataloader: DataLoader, seed: int) -> None:
 
     Args:
         dataloader: Of the train split; its sampler is changed.
-        seed: Seed of the first epoch; each epoch adds one.
+        seed: Of the run.
     """
     sampler = dataloader.sampler
     if getattr(sampler, "generator", dataloader) is not None or hasattr(sampler, "set_epoch"):
@@ -71,7 +76,7 @@ def repeat_order(dataloader: DataLoader, seed: int) -> None:
     generator = torch.Generator()
     sampler.generator = generator
     # Lightning calls it before each epoch, as it does for distributed samplers.
-    sampler.set_epoch = lambda epoch: generator.manual_seed(seed + epoch)
+    sampler.set_epoch = lambda epoch: generator.manual_seed(epoch_seed(seed, epoch))
     sampler.set_epoch(0)
 
 

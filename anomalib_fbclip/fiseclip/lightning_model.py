@@ -21,6 +21,7 @@ from anomalib_fbclip.arguments import check_arguments
 from anomalib_fbclip.clip.build import load_clip
 from anomalib_fbclip.lightning import PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
+from anomalib_fbclip.post_processing import LABELS
 
 from .torch_model import DEFAULT_CLASS, FiSeCLIPModel
 
@@ -190,10 +191,19 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         # Computed before the graph is recorded, so that it holds features and no text tower.
         self.model.text_features(self.model.class_name or DEFAULT_CLASS)
         matching, self.model.matching = self.model.matching, False  # the thresholds are the text map's as well
+        kept = self.thresholds
+        if matching and kept is not None and kept["origin"] == LABELS:
+            logger.warning(
+                "The thresholds from labelled data are for the whole method: the graph gets 0.5. Give normal_source to "
+                "have its own found.",
+            )
+            self.post_processor.set_thresholds(0.5, 0.5)
         try:
             return super().to_onnx(*args, **kwargs)
         finally:
             self.model.matching = matching
+            if kept is not None:
+                self.post_processor.set_thresholds(**kept)
 
     def _noun(self) -> str:
         """What the pictures of this run show, where their table does not say it."""

@@ -91,8 +91,8 @@ def mean_of_smallest(distances: torch.Tensor, valid: torch.Tensor, share: float)
         torch.Tensor: ``[B, L]``; 0 for an image without any reference.
     """
     number = valid.sum(dim=1)
-    # In double precision and with a margin, for a third of 30 must be 10 and not 11.
-    count = (share * number.double() - 1e-6).ceil().clamp(min=1).long()
+    # In double precision, which not every device has, and with a margin, for a third of 30 must be 10 and not 11.
+    count = (share * number.cpu().double() - 1e-6).ceil().clamp(min=1).long().to(number.device)
     ordered = distances.masked_fill(~valid[..., None], torch.inf).sort(dim=1).values
     taken = torch.arange(distances.shape[1], device=distances.device) < torch.minimum(count, number)[:, None]
     return ordered.masked_fill(~taken[..., None], 0).sum(dim=1) / count[:, None]

@@ -4,16 +4,20 @@
 """Thresholds without labels, through engine, adapter and checkpoint."""
 
 import logging
+import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from anomalib.data import PredictDataset
 from PIL import Image
+from safetensors.torch import save_file
 
 from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.cli import main
 from anomalib_fbclip.fbclip import adapters
+from anomalib_fbclip.model_card import model_card
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,9 @@ def test_adapter_and_checkpoint_carry_the_thresholds(model, engine, normal, tmp_
     assert bool(batch.pred_label) == (float(batch.pred_score) > 0.5)
     assert model(weights=path, image_size=64).thresholds["origin"] == "fixed"
     assert "image_size=56" in caplog.text
+    assert model(weights=path, smoothing_sigma=0.0).thresholds["origin"] == "fixed"
+    assert "smoothing_sigma=4.0 and not used with smoothing_sigma=0.0" in caplog.text
+    assert model(weights=path, k_shot=1).thresholds["origin"] == "fixed"
     assert model(weights=path, threshold=0.4).save_adapter(tmp_path / "b.safetensors")
     assert adapters.read(tmp_path / "b.safetensors")[1]["thresholds"]["image"] == pytest.approx(0.4)
 
@@ -84,6 +91,37 @@ def test_the_command_writes_thresholds_into_an_adapter(model, normal, tmp_path, 
     assert model(weights=path, views=["id"], image_size=64).thresholds == metadata["thresholds"]
     assert main(["calibrate", str(small), str(tmp_path / "no"), "--output", str(path)]) == 1
     assert "no" in capsys.readouterr().err
+
+
+def test_the_command_and_the_card_name_the_backbone_as_the_model_takes_it(normal, tmp_path, capsys) -> None:
+    name, weights = "ViT-S-32-alt", tmp_path / "backbone.safetensors"
+    torch.manual_seed(0)
+    save_file(open_clip.create_model(name).state_dict(), weights)
+    small = FBCLIP(backbone=name, pretrained=weights, weights=None, smoothing_sigma=2.0)
+    small.save_adapter(tmp_path / "a.safetensors")
+    words = ["calibrate", str(tmp_path / "a.safetensors"), str(normal), "--output", str(tmp_path / "b.safetensors")]
+    assert main(words) == 0, capsys.readouterr().err
+    metadata = adapters.read(tmp_path / "b.safetensors")[1]
+    assert (metadata["thresholds"]["pictures"], metadata["smoothing_sigma"]) == (12, 2.0)
+    assert f"--model.backbone {name} --model.image_size" in model_card(metadata, "hf://a/b/c")
+    tagged = {**metadata, "backbone": "ViT-B-16/laion2b_s34b_b88k", "pretrained": "laion2b_s34b_b88k"}
+    assert "--model.backbone ViT-B-16 --model.pretrained laion2b_s34b_b88k" in model_card(tagged, "hf://a/b/c")
+
+
+@pytest.mark.parametrize("origin", ["fixed", "adapter"])
+def test_labelled_data_do_not_replace_what_was_asked_for(origin, model, engine, normal, surfaces, tmp_path) -> None:
+    if origin == "fixed":
+        fbclip = model(threshold=0.3)
+        expected = {"image": pytest.approx(0.3), "pixel": pytest.approx(0.3), "origin": "fixed"}
+    else:
+        path = model(normal_source=normal).save_adapter(tmp_path / "a.safetensors")
+        fbclip = model(weights=path)
+        expected = adapters.read(path)[1]["thresholds"]
+    for _ in range(2):
+        engine().validate(fbclip, datamodule=surfaces())
+        assert fbclip.thresholds == expected
+    engine().test(fbclip, datamodule=surfaces())
+    assert fbclip.thresholds == expected
 
 
 def test_thresholds_follow_training(model, engine, normal, surfaces) -> None:
@@ -113,8 +151,13 @@ def test_arguments_are_checked(arguments: dict, message: str, model) -> None:
         model(**arguments)
 
 
-def test_a_source_without_pictures_is_named(model, normal) -> None:
+def test_a_source_without_pictures_is_named(model, normal, tmp_path) -> None:
     with pytest.raises(ValueError, match="no picture that can be read"):
         model(normal_source=normal / "notes.png").calibrate_once()
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        model(normal_source=normal / "nowhere").calibrate_once()
+    later = model(normal_source=tmp_path / "later")
+    with pytest.raises(FileNotFoundError, match="later"):
+        later.calibrate_once()
+    # An error is no calibration: with the folder there, it is made up for.
+    shutil.copytree(normal, tmp_path / "later")
+    later.calibrate_once()
+    assert later.thresholds["origin"] == "normal pictures"

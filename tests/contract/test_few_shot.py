@@ -12,6 +12,7 @@ from anomalib import LearningType
 from anomalib.deploy import ExportType
 
 from anomalib_fbclip import FBCLIP, AuxiliaryTransfer
+from anomalib_fbclip.fbclip import adapters
 
 
 @pytest.fixture
@@ -94,6 +95,21 @@ def test_pictures_of_a_folder_serve_predict_and_exports(model, folder, engine, t
     for name in ("pred_score", "anomaly_map"):
         value = getattr(expected, name).squeeze()
         torch.testing.assert_close(torch.tensor(found[name]).squeeze(), value, atol=1e-4, rtol=0)
+
+
+def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, folder, tmp_path):
+    few = model(k_shot=2, few_shot_source=folder, normal_source=folder)
+    path = few.save_adapter(tmp_path / "a.safetensors")
+    assert adapters.read(path)[1]["thresholds"] is None
+    first = few.calibrate(folder)
+    assert few.model.memory.num_images == 2
+    assert first["image"] != model().calibrate(folder)["image"]
+    # Other pictures in the memory are other thresholds.
+    few.calibrate_once()
+    assert few.thresholds == first
+    few.model.remember(torch.randn(2, 3, 56, 56))
+    few.calibrate_once()
+    assert few.thresholds["image"] != first["image"]
 
 
 def test_what_cannot_be_is_said(model, surfaces, folder, engine):

@@ -177,6 +177,14 @@ def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, norma
     assert json.loads(session.get_modelmeta().custom_metadata_map["thresholds"]) == alone.thresholds
     model.calibrate_once()
     assert model.thresholds["image"] == pytest.approx(matched, abs=1e-6)
+    # Labels set the thresholds of the whole method; those of the graph are found by normal pictures or stay at 0.5.
+    labelled = FiSeCLIP(**TINY)
+    labelled.post_processor.set_thresholds(0.2, 0.4, origin="labels")
+    path = engine().export(labelled, "onnx", export_root=tmp_path / "labelled", input_size=(56, 56))
+    written = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["thresholds"]
+    assert json.loads(written) == {"image": 0.5, "pixel": 0.5, "origin": "fixed"}
+    assert "the graph gets 0.5" in caplog.text
+    assert labelled.thresholds["origin"] == "labels"
     names = [output.name for output in session.get_outputs()]
     got = dict(zip(names, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
     torch.testing.assert_close(torch.tensor(got["anomaly_map"]).squeeze(), text.anomaly_map, atol=1e-4, rtol=0)

@@ -98,6 +98,22 @@ def test_batches_workers_and_json_lines(workers: int, model, engine, folder, tmp
         dataset[[path.name for path in dataset.image_filenames].index("cut.jpg")]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_picture_is_left_out_without_a_row(workers, model, engine, folder) -> None:
+    def transform(image: torch.Tensor) -> torch.Tensor:
+        if image.shape[-2] == 30:  # the first of the folder
+            msg = "the share was away"
+            raise OSError(msg)
+        return image[..., :30, :30]
+
+    dataset = PredictDataset(folder / "line1", transform=transform)
+    runner = engine()
+    loader = DataLoader(dataset, collate_fn=dataset.collate_fn, num_workers=workers)
+    assert runner.predict(model(), dataloaders=loader) == []
+    (row,) = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv").values()
+    assert "it can be read now" in row["error"]
+
+
 def test_nothing_readable_is_no_crash(model, engine, folder, caplog) -> None:
     runner = engine()
     assert runner.predict(model(), data_path=folder / "text.png") == []

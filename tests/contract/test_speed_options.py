@@ -36,6 +36,22 @@ def test_cached_tokens_train_the_same_model_and_skip_the_tower(model, surfaces, 
     assert_close(maps[None], maps[cache], rtol=0, atol=5e-3)
 
 
+def test_the_cache_in_half_precision(model, surfaces, engine, tmp_path) -> None:
+    losses = []
+    for precision, cache in (
+        ("bf16-mixed", None),
+        ("bf16-mixed", tmp_path / "tokens"),
+        ("32-true", tmp_path / "tokens"),
+    ):
+        fbclip = model(**TRAIN, token_cache=cache)
+        runner = engine(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0, precision=precision)
+        runner.fit(fbclip, datamodule=surfaces(train_anomalous=True))
+        losses.append(runner.trainer.callback_metrics["train_loss_epoch"])
+    assert_close(losses[0], losses[1], rtol=2e-2, atol=0)
+    # Coarser tokens are not read by a run in full precision.
+    assert len(list((tmp_path / "tokens").rglob("*.safetensors"))) == 16
+
+
 def test_synthesised_anomalies_are_not_cached(model, surfaces, engine, tmp_path) -> None:
     fbclip = model(**TRAIN, token_cache=tmp_path / "tokens")
     engine(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0).fit(fbclip, datamodule=surfaces())

@@ -7,6 +7,7 @@ import csv
 import logging
 import math
 import os
+import shutil
 from argparse import Namespace
 from inspect import signature
 from pathlib import Path
@@ -135,11 +136,13 @@ def test_from_two_data_sets_to_one_table(
     plan = make_plan(table, str(results), str(root))
     key = next(cell.key for cell in plan.cells if cell.category == "cable")
     (results / "cells" / f"{key}.json").unlink()
+    shutil.rmtree(pictures / "ISIC")
     built.clear()
     assert main(words) == 1
     assert built.count("FBCLIP") == 1
     again = _rows(results)
     assert again["FB-CLIP", "MVTec", "cable"]["pixel_AUROC"] == rows["FB-CLIP", "MVTec", "cable"]["pixel_AUROC"]
+    assert len(list((pictures / "ISIC").rglob("*.jpg"))) == 3
     assert "failed; run the command again" in capsys.readouterr().out
 
 

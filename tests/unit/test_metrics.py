@@ -117,3 +117,17 @@ def test_validation_sets_thresholds_and_the_scale_keeps_the_ranking() -> None:
 def test_validation_without_anomalies_leaves_the_thresholds() -> None:
     processor = _validated(torch.rand(2, 8, 8), torch.zeros(2, 8, 8, dtype=torch.bool))
     assert [float(processor.image_threshold), float(processor.pixel_threshold)] == pytest.approx([0.5, 0.5])
+
+
+def test_counts_stay_where_double_precision_is() -> None:
+    """As on Apple's devices, which refuse it."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype is torch.float64:
+            msg = "Cannot convert a MPS Tensor to float64"
+            raise TypeError(msg)
+        return tensor
+
+    histogram = ScoreHistogram()._apply(move)
+    histogram.update(torch.tensor([0.1, 0.9]), torch.tensor([0, 1]))
+    assert histogram.compute()["AUROC"] == 1

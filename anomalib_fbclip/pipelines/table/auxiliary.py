@@ -17,7 +17,7 @@ from lightning import seed_everything
 from anomalib_fbclip.data.auxiliary_transfer import AuxiliaryTransfer
 from anomalib_fbclip.data.sets import load_datamodule, with_categories
 
-from .plan import ModelSpec, Plan, versions
+from .plan import ModelSpec, Plan, versions, with_seed
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def auxiliary_adapter(model: ModelSpec, plan: Plan, seed: int) -> Path:
     path = plan.results / "adapters" / f"{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
     if path.is_file():
         return path
-    init_args = {**model.init_args, "weights": None}
+    init_args = {**with_seed(model, seed), "weights": None}
     trained = get_model({"class_path": model.class_path, "init_args": init_args})
     if not hasattr(trained, "save_adapter"):
         msg = f"table.models: {model.class_path} has no adapter to train; leave auxiliary out."

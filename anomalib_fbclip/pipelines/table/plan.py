@@ -6,9 +6,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,16 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:  # run from a folder and not installed
         return "unknown"
+
+
+def with_seed(model: ModelSpec, seed: int) -> dict[str, Any]:
+    """Arguments of a model with the table's seed, where it takes one and the user gave none."""
+    module, _, name = model.class_path.rpartition(".")
+    with suppress(ImportError):
+        model_class = getattr(import_module(module or "anomalib.models"), name, None)
+        if model_class is not None and "seed" in signature(model_class).parameters:
+            return {"seed": seed, **model.init_args}
+    return dict(model.init_args)
 
 
 def make_plan(config: Mapping[str, Any], results: str | None = None, root: str | None = None) -> Plan:

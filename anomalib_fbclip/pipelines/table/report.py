@@ -102,20 +102,25 @@ def _mean(cells: Sequence[Cell], done: Sequence[Row], failed: Mapping[str, str])
     if not done:
         reason = failed.get(first.key, "not run")
         return _missing(Cell(first.model, first.data, None, first.seed, first.versions), reason)
-    metrics = {}
+    metrics, partly = {}, []
     for name in METRICS:
         values = [row.metrics[name] for row in done if not math.isnan(row.metrics[name])]
         metrics[name] = sum(values) / len(values) if values else NAN
+        if 0 < len(values) < len(done):
+            partly.append(name)
     images = sum(row.images for row in done)
     complete = len(done) == len(cells)
     notes = sorted({row.note for row in done if row.note})
+    if partly:
+        notes.append(f"not of every category: {', '.join(partly)}")
+    paper = published(first.model.published, first.data.name, None) if complete and _all_categories(first) else {}
     return Row(
         first.model.name,
         first.data.name,
         "mean",
         metrics,
         # A mean over fewer categories than the paper's is not to be compared with it.
-        published(first.model.published, first.data.name, None) if complete and _all_categories(first) else {},
+        {name: value for name, value in paper.items() if name not in partly},
         images,
         sum(row.seconds_per_image * row.images for row in done) / max(images, 1),
         max(row.peak_memory_mb for row in done),

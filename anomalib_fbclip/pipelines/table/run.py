@@ -5,10 +5,11 @@
 
 import copy
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,7 +25,7 @@ from anomalib_fbclip.data.sets import load_datamodule, shares_source, with_categ
 
 from .auxiliary import auxiliary_adapter, auxiliary_sources
 from .measure import Measure, peak_memory_mb
-from .plan import Cell, Plan
+from .plan import Cell, Plan, with_seed
 from .store import CellStore
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def run_plan(plan: Plan, report: Report) -> dict[str, str]:
             # Looked up as late as can be: another run on the same folder may have filled it meanwhile.
             result = store.read(cell.key)
             error = None
-            if result is None:
+            if result is None or _pictures_missing(plan, cell, result):
                 try:
                     with _quiet():
                         result = builder.run(cell)
@@ -121,6 +122,7 @@ class _Builder:
             "seconds_per_image": measure.seconds_per_image,
             "metric_seconds": measure.metric_seconds,
             "peak_memory_mb": peak_memory_mb(),
+            "pictures": _picture_folder(self.plan, cell).is_dir() if self.plan.pictures else None,
             "note": f"adapter trained on {source}" if shares_source(source, [datamodule]) else "",
             "cell": asdict(cell),
         }
@@ -157,7 +159,7 @@ class _Builder:
             raise self.broken
         if self.model is None:
             seed_everything(cell.seed, verbose=False)
-            init_args = dict(cell.model.init_args)
+            init_args = with_seed(cell.model, cell.seed)
             try:
                 if cell.model.auxiliary is not None:
                     init_args["weights"] = str(auxiliary_adapter(cell.model, self.plan, cell.seed))
@@ -179,11 +181,17 @@ class _Builder:
     def _pictures(self, model: AnomalibModule, cell: Cell) -> None:
         """Give each category a folder: the host's visualizer would stay in that of the first."""
         if self.plan.pictures and getattr(model, "visualizer", None) is not None:
-            parts = (cell.model.name, cell.data.name, cell.category or "")
-            model.visualizer.output_dir = self.plan.results.joinpath(
-                "pictures",
-                *(_safe(part) for part in parts if part),
-            )
+            model.visualizer.output_dir = _picture_folder(self.plan, cell)
+
+
+def _picture_folder(plan: Plan, cell: Cell) -> Path:
+    parts = (cell.model.name, cell.data.name, cell.category or "")
+    return plan.results.joinpath("pictures", *(_safe(part) for part in parts if part))
+
+
+def _pictures_missing(plan: Plan, cell: Cell, result: Mapping[str, Any]) -> bool:
+    """Whether pictures are wanted of a cell that was filled without them; ``False`` for a model that draws none."""
+    return plan.pictures and result.get("pictures") is not False and not _picture_folder(plan, cell).is_dir()
 
 
 def _sharing_weights(model: AnomalibModule) -> AnomalibModule:

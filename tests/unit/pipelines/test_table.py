@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from anomalib_fbclip.metrics import AnyScoreHistogram, any_bin_to_score, any_score_to_bin
 from anomalib_fbclip.pipelines.table.measure import METRICS
-from anomalib_fbclip.pipelines.table.plan import make_plan
+from anomalib_fbclip.pipelines.table.plan import ModelSpec, make_plan, with_seed
 from anomalib_fbclip.pipelines.table.published import published
 from anomalib_fbclip.pipelines.table.report import make_rows, to_csv, to_latex, to_markdown
 from anomalib_fbclip.pipelines.table.store import CellStore
@@ -156,6 +156,14 @@ def test_rows_have_means_published_numbers_and_differences() -> None:
     assert rows[1].note == "failed: OSError: no such file"
     assert (rows[3].metrics["image_AUROC"], rows[3].paper, rows[3].note) == (80.0, {}, "mean of 2 of 3")
 
+    # Nor is one of which a category has no value.
+    odd = dict(results) | {cells[1].key: _result(80.0)}
+    odd[cells[1].key]["metrics"]["image_AUROC"] = math.nan
+    mean = make_rows(plan, odd, {})[3]
+    assert (mean.metrics["image_AUROC"], mean.note) == (80.0, "not of every category: image_AUROC")
+    assert "image_AUROC" not in mean.paper
+    assert "pixel_AUROC" in mean.paper
+
     table = list(csv.DictReader(to_csv(rows, plan).splitlines()))
     assert len(table) == 5
     assert table[0]["image_AUROC_paper"] == str(published("FB-CLIP", "BTAD", "01")["image_AUROC"])
@@ -168,6 +176,14 @@ def test_rows_have_means_published_numbers_and_differences() -> None:
     assert latex.count("\\\\\n") == 6
     assert "own\\_parts" in latex
     assert "\\begin{tabular}" in latex
+
+
+def test_the_seed_reaches_models_that_take_one() -> None:
+    config = {"models": ["FBCLIP", "Padim", {"class_path": "FBCLIP", "name": "own", "init_args": {"seed": 4}}]}
+    plan = make_plan({**config, "datasets": ["HeadCT"], "seed": 7})
+    assert [with_seed(cell.model, cell.seed) for cell in plan.cells] == [{"seed": 7}, {}, {"seed": 4}]
+    unknown = ModelSpec("x", "nowhere.Model", {"a": 1})
+    assert with_seed(unknown, 7) == {"a": 1}
 
 
 def _maps(kind: str) -> ImageBatch:
