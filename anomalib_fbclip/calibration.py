@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from anomalib.data import InferenceBatch, PredictDataset
 
-from anomalib_fbclip.callbacks.unreadable import UNREADABLE, read_item
 from anomalib_fbclip.post_processing import FIXED, NORMAL_PICTURES, ProbabilityPostProcessor
 from anomalib_fbclip.thresholds import check_rate, normal_quantile, pictures_needed
+from anomalib_fbclip.unreadable import UNREADABLE, read_item
 
 if TYPE_CHECKING:
     from anomalib.models.components import AnomalibModule as _Base

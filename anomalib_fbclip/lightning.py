@@ -19,12 +19,12 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 
 from anomalib_fbclip import checkpoints
 from anomalib_fbclip.callbacks import PredictionIndex
-from anomalib_fbclip.callbacks.unreadable import name_unreadable, restore
 from anomalib_fbclip.data.sets import shares_source
 from anomalib_fbclip.distributed import share_folder
 from anomalib_fbclip.export import ExportedModule
 from anomalib_fbclip.post_processing import ProbabilityPostProcessor
-from anomalib_fbclip.pre_processing import ExactPreProcessor
+from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD, ExactPreProcessor
+from anomalib_fbclip.unreadable import name_unreadable, restore
 from anomalib_fbclip.visualization import PredictionVisualizer
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ else:
 
 logger = logging.getLogger(__name__)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PAPER_IMAGE_SIZE = 518
 
 

@@ -11,6 +11,8 @@ import torch
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CUBIC = -0.5  # the a of Keys' kernel in PyTorch's antialiased resize; without antialiasing it takes -0.75
 
 

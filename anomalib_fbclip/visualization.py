@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from anomalib.visualization import ImageVisualizer
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_fbclip.callbacks.unreadable import predicted_files
 from anomalib_fbclip.distributed import own_number
+from anomalib_fbclip.unreadable import predicted_files
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch

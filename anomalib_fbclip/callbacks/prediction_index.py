@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from .unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
+from anomalib_fbclip.unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch

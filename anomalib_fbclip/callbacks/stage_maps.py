@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from anomalib_fbclip.fbclip.stages import Stages
 from anomalib_fbclip.functional import tokens_to_grid
-from anomalib_fbclip.lightning import CLIP_MEAN, CLIP_STD
+from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
 

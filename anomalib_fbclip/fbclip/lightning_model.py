@@ -25,9 +25,10 @@ from anomalib_fbclip.arguments import check_arguments
 from anomalib_fbclip.callbacks import AdapterCheckpoint
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.clip.token_cache import TokenCache
-from anomalib_fbclip.lightning import CLIP_MEAN, CLIP_STD, PAPER_IMAGE_SIZE, CLIPModule, check_metrics
+from anomalib_fbclip.lightning import PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
 from anomalib_fbclip.model_card import Results
+from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
 
 from . import adapters
 from .loss import FBCLIPLoss

@@ -21,16 +21,6 @@ WINDOW = 5
 _EPS = 1e-8
 
 
-def semantic_view(tokens: torch.Tensor, mask: torch.Tensor, strength: float = 0.6) -> torch.Tensor:
-    """SEM: the tokens ``[B, 1 + L, D]`` through their :func:`semantic_mixing`."""
-    return semantic_mixing(tokens, mask, strength)(tokens)
-
-
-def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """SPA: the tokens ``[B, 1 + L, D]`` through their :func:`spatial_mixing`."""
-    return spatial_mixing(tokens, mask)(tokens)
-
-
 def identity_mixing(values: torch.Tensor) -> torch.Tensor:
     """ID: the tokens themselves."""
     return values

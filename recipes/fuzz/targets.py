@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from anomalib_fbclip import FBCLIP, FiSeCLIP
-from anomalib_fbclip.callbacks.unreadable import read_picture
 from anomalib_fbclip.clip.build import EMBEDDED, build_from_openai_state_dict, read_weights
 from anomalib_fbclip.fbclip import adapters
+from anomalib_fbclip.unreadable import read_picture
 
 if TYPE_CHECKING:
     import random

@@ -14,7 +14,7 @@ import torch
 import yaml
 from huggingface_hub import constants
 
-from anomalib_fbclip import hub
+from anomalib_fbclip import FBCLIP, hub
 from anomalib_fbclip.cli import main
 from anomalib_fbclip.fbclip import adapters
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
@@ -142,6 +142,20 @@ def test_share_and_fetch_again(server, adapter, small_clip, tmp_path, capsys):
     results.write_text("only a heading\n")
     with pytest.raises(ValueError, match="heading and rows"):
         hub.share(path, "owner/name", results=results)
+
+
+def test_a_model_shares_itself_and_is_loaded_as_its_card_says(server):
+    model = FBCLIP(backbone="tiny", weights=None, seed=3, threshold=0.3)
+    place = model.push_to_hub("owner/name", results={"image_AUROC": 0.9}, private=True, license_name="mit")
+    assert place == "hf://owner/name/adapter.safetensors"
+    assert server.created[0].get("private") or server.created[0].get("visibility") == "private"
+    card = server.files["/owner/name/resolve/main/README.md"].decode()
+    assert f"--model.backbone tiny --model.image_size 112 --model.weights {place}" in card
+    assert "| image_AUROC | 0.9 |" in card
+    assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
+    again = FBCLIP(backbone="tiny", image_size=112, weights=place)
+    assert torch.equal(again.model.prompts.normal_context, model.model.prompts.normal_context)
+    assert again.thresholds["image"] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from anomalib_fbclip.fbclip.attention import ForegroundBackgroundAttention
 from anomalib_fbclip.fbclip.background import background_prototype, suppress_background
 from anomalib_fbclip.fbclip.foreground import foreground_mask
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
-from anomalib_fbclip.fbclip.views import semantic_view, spatial_view
+from anomalib_fbclip.fbclip.views import semantic_mixing, spatial_mixing
 from anomalib_fbclip.functional import grid_to_map, map_matrix
 
 SPEC = importlib.util.spec_from_file_location("literal", Path(__file__).parents[2] / "reference" / "literal.py")
@@ -41,13 +41,13 @@ def tokens_and_mask(batch, grid, kind="mixed", width=16, seed=0):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("fast", "slow"),
-    [(semantic_view, literal.semantic_view), (spatial_view, literal.spatial_view)],
+    [(semantic_mixing, literal.semantic_view), (spatial_mixing, literal.spatial_view)],
 )
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), grid=st.integers(1, 9), kind=st.sampled_from(list(MASKS)), seed=st.integers(0, 99))
 def test_views(fast, slow, dtype, batch, grid, kind, seed):
     tokens, mask = tokens_and_mask(batch, grid, kind, seed=seed)
-    view = fast(tokens.to(dtype), mask.to(dtype))
+    view = fast(tokens.to(dtype), mask.to(dtype))(tokens.to(dtype))
     assert view.dtype == dtype
     expected = slow(tokens.to(dtype).float(), mask)
     assert_close(view.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 2)
@@ -56,7 +56,7 @@ def test_views(fast, slow, dtype, batch, grid, kind, seed):
 def test_spatial_view_of_nearly_equal_tokens():
     tokens, mask = tokens_and_mask(1, 7, width=64)
     tokens = 3 + 1e-4 * tokens
-    assert_close(spatial_view(tokens, mask), literal.spatial_view(tokens, mask), rtol=0, atol=5e-4)
+    assert_close(spatial_mixing(tokens, mask)(tokens), literal.spatial_view(tokens, mask), rtol=0, atol=5e-4)
 
 
 @settings(max_examples=15, deadline=None)

@@ -14,8 +14,8 @@ from torchmetrics.functional.classification import binary_auroc
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
 from anomalib_fbclip.data.procedural.generator import generate
-from anomalib_fbclip.fbclip.lightning_model import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
 
 DEFECTS = ("crack", "pit", "stain", "scratch")
 
