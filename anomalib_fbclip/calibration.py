@@ -84,6 +84,9 @@ class CalibratedModule(_Base):
             FileNotFoundError: If there is no such folder.
         """
         check_rate(false_alarm_rate)
+        if not Path(normal_source).expanduser().exists():
+            msg = f"normal_source={str(normal_source)!r} does not exist: give a normal picture or a folder of them."
+            raise FileNotFoundError(msg)
         scores, peaks, unreadable = self._score_pictures(normal_source)
         if not scores:
             msg = f"normal_source={str(normal_source)!r} holds no picture that can be read: {unreadable}"

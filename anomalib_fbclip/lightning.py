@@ -74,6 +74,7 @@ class CLIPModule(ExportedModule, _Base):
             )
         if stage == "test":
             _warn_of_one_class(tested)
+            _warn_of_no_masks(tested)
         self._named = name_unreadable(self.trainer, stage)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
@@ -199,6 +200,17 @@ def check_metrics(metrics: str) -> None:
     if metrics not in {"default", "full"}:
         msg = f"metrics={metrics!r}: choose 'default' or 'full'."
         raise ValueError(msg)
+
+
+def _warn_of_no_masks(datamodules: Sequence[Any]) -> None:
+    for datamodule in datamodules:
+        samples = getattr(getattr(datamodule, "test_data", None), "samples", None)
+        if samples is None or (samples["label_index"] == 0).all():
+            return
+        if "mask_path" in samples and samples["mask_path"].fillna("").astype(bool).any():
+            return
+    if datamodules:
+        logger.warning("The test split has no masks: pixel metrics are missing.")
 
 
 def _warn_of_one_class(datamodules: Sequence[Any]) -> None:

@@ -5,40 +5,85 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from anomalib.data import ImageBatch, ImageItem
+from anomalib.utils.path import generate_output_filename
 from anomalib.visualization import ImageVisualizer
+from anomalib.visualization.image.functional import add_text_to_image
 from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_fbclip.distributed import own_number
 from anomalib_fbclip.unreadable import predicted_files
 
 if TYPE_CHECKING:
-    from anomalib.data import ImageBatch
+    from PIL import Image
+
+_TEXT_SIZE = 18
+"""Pixels; the host's own captions do not fit into its panels."""
 
 
 class PredictionVisualizer(ImageVisualizer):
-    """anomalib's visualizer, with the whole folder structure of what is predicted.
+    """anomalib's visualizer, with score and verdict, and with the whole folder structure of what is predicted.
 
     The host keeps a file's last folder only, so ``line1/good/0.png`` and ``line2/good/0.png`` overwrite each other.
     Here all folders below the one that the files have in common are kept, and its name. Tests write as the host does.
+
+    Args:
+        text_config: As the host's; ``{"enable": False}`` leaves captions, score and verdict out.
+        **kwargs: As the host's.
     """
 
     output_dir: str | Path | None
     _root: Path | None = None
 
+    def __init__(self, text_config: dict[str, Any] | None = None, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(text_config={"size": _TEXT_SIZE, **(text_config or {})}, **kwargs)
+
+    def visualize(self, predictions: Any) -> Any:  # noqa: ANN401  # all kinds that the host takes
+        """One strip for each image, with its score and what is made of it."""
+        if isinstance(predictions, ImageBatch):
+            strips = [self.visualize(item) for item in predictions]
+            return strips[0] if len(strips) == 1 else strips
+        strip = super().visualize(predictions)
+        if strip is None or not isinstance(predictions, ImageItem) or predictions.pred_score is None:
+            return strip
+        return self._with_verdict(strip, predictions)
+
+    def _with_verdict(self, strip: "Image.Image", item: ImageItem) -> "Image.Image":
+        text = f"{float(item.pred_score):.3f}"
+        if item.pred_label is not None:
+            text += ", anomalous" if bool(item.pred_label) else ", normal"
+        style = dict(self.text_config)
+        if not style.pop("enable"):
+            return strip
+        bottom = strip.height - 10 - 1.5 * (style["size"] or _TEXT_SIZE)
+        return add_text_to_image(strip, text, position=(10, int(bottom)), **style)
+
     def on_test_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: "ImageBatch",
-        batch: "ImageBatch",
+        outputs: ImageBatch,
+        batch: ImageBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Write one picture for each image of the batch; of several processes, one writes it."""
-        own = list(batch)[: own_number(trainer, batch_idx, dataloader_idx)]
-        super().on_test_batch_end(trainer, pl_module, outputs, own, batch_idx, dataloader_idx)  # type: ignore[arg-type]
+        del pl_module, outputs
+        if self.output_dir is None:
+            self.output_dir = Path(trainer.default_root_dir) / "images"
+        datamodule = getattr(trainer, "datamodule", None)
+        for item in list(batch)[: own_number(trainer, batch_idx, dataloader_idx)]:
+            strip = self.visualize(item)
+            if strip is not None:
+                target = generate_output_filename(
+                    input_path=item.image_path or "",
+                    output_path=self.output_dir,
+                    dataset_name=getattr(datamodule, "name", None),
+                    category=getattr(datamodule, "category", None),
+                )
+                strip.save(target)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder that all files have in common."""
@@ -60,8 +105,8 @@ class PredictionVisualizer(ImageVisualizer):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: "ImageBatch",
-        batch: "ImageBatch",
+        outputs: ImageBatch,
+        batch: ImageBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import zipfile
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,10 @@ def load_clip(
     import open_clip
 
     if backbone not in open_clip.list_models():
-        msg = f"backbone={backbone!r} is not known: use {list(EMBEDDED)} or a ViT of open_clip.list_models()."
+        near = get_close_matches(backbone, [*EMBEDDED, *open_clip.list_models()], n=1)
+        msg = f"backbone={backbone!r} is not known: "
+        msg += f"did you mean {near[0]!r}? Or " if near else ""
+        msg += "use 'ViT-L-14-336' (the paper's), 'tiny', or another ViT of open_clip.list_models()."
         raise ValueError(msg)
     if pretrained is None:
         logger.warning("backbone %s has random weights (pretrained=None): for tests, not for results.", backbone)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from anomalib_fbclip.registration import register_datamodules
 
 from .overlap import check_overlap
-from .sets import combine, describe, load_datamodule, with_categories
+from .sets import combine, describe, load_datamodule, prepare, with_categories
 
 SAMPLING = ("plain", "balanced")
 
@@ -94,7 +94,7 @@ class AuxiliaryTransfer(AnomalibDataModule):
     def prepare_data(self) -> None:
         """Prepare both sides."""
         for datamodule in (*self.sources, *self.targets):
-            datamodule.prepare_data()
+            prepare(datamodule)
 
     def _setup(self, _stage: str | None = None) -> None:
         for datamodule in (*self.sources, *self.targets):

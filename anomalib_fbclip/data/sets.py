@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
+from urllib.error import URLError
 
 import pandas as pd
 from anomalib.data import get_datamodule
@@ -41,6 +42,22 @@ def load_datamodule(data: AnomalibDataModule | Mapping[str, Any] | str) -> Anoma
         msg = f"class_path={data['class_path']!r}: anomalib.data has no {name}; of the paper's: {sorted(BY_NAME)}."
         raise ValueError(msg)
     return get_datamodule({"class_path": name, "init_args": dict(data.get("init_args") or {})})
+
+
+def prepare(datamodule: AnomalibDataModule) -> None:
+    """Have a data module look for its files; anomalib downloads MVTec AD and VisA where they are missing.
+
+    Raises:
+        ConnectionError: If they are neither there nor to be downloaded; the folder is named.
+    """
+    try:
+        datamodule.prepare_data()
+    except URLError as error:
+        msg = (
+            f"{datamodule.name} is not in {str(getattr(datamodule, 'root', '?'))!r} and could not be downloaded "
+            f"({error.reason}): put it there, or say where it is (root). docs/datasets tells the layout."
+        )
+        raise ConnectionError(msg) from error
 
 
 def categories_of(datamodule: AnomalibDataModule) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import anomalib_fbclip
+from anomalib_fbclip.clip.build import EMBEDDED
 
 if TYPE_CHECKING:
     from .torch_model import FBCLIPModel
@@ -205,6 +206,22 @@ def backbone_name(metadata: AdapterMetadata) -> str | None:
     return None if name is None else str(name).partition("/")[0]
 
 
+def check_backbone(path: str | Path, backbone: str) -> None:
+    """Refuse an adapter of an embedded backbone for another one, and the other way round.
+
+    What open_clip's names stand for is told by the backbone's fingerprint alone, when it has been built.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be used.
+    """
+    theirs = backbone_name(read(path)[1])
+    if theirs is not None and theirs != backbone and {theirs, backbone} & EMBEDDED.keys():
+        msg = f"adapter {str(path)!r} was made for another model. backbone: adapter {theirs}, model {backbone}. "
+        msg += f"Give backbone={theirs!r} (--model.backbone {theirs})."
+        raise ValueError(msg)
+
+
 def digest(tensors: Mapping[str, torch.Tensor], metadata: AdapterMetadata) -> str:
     """SHA-256 over names, shapes, types and bytes of all tensors, and over the metadata."""
     sha = hashlib.sha256()
@@ -216,9 +233,14 @@ def digest(tensors: Mapping[str, torch.Tensor], metadata: AdapterMetadata) -> st
 
 
 def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="pt") as file:
+    try:
+        opened = safe_open(path, framework="pt")
+    except SafetensorError as error:
+        msg = f"it is no adapter (.safetensors, or the published .pth), or it was cut off ({error})"
+        raise ValueError(msg) from error
+    with opened as file:
         metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         if metadata.get("format") != FORMAT:
             msg = "it is a safetensors file, but not an adapter of this package"

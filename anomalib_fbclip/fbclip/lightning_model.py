@@ -114,6 +114,8 @@ class FBCLIP(CLIPModule, AnomalibModule):
         >>> Engine().test(FBCLIP(backbone="tiny"), datamodule=ProceduralSurfaces(category="wood"))  # doctest: +SKIP
     """
 
+    _has_learned = False
+
     def __init__(
         self,
         backbone: str = "ViT-L-14-336",
@@ -162,6 +164,9 @@ class FBCLIP(CLIPModule, AnomalibModule):
         _check(metrics, learning_rate, max_epochs)
         _check_few_shot(k_shot, few_shot_source)
 
+        if weights not in {None, "auto", checkpoints.FROM_CHECKPOINT}:
+            # Before the backbone, which may be a long download.
+            adapters.check_backbone(weights, backbone)
         clip = load_clip(backbone, pretrained, image_size=image_size, quick_gelu=quick_gelu)
         if image_size is None and clip.patch_size == 14:
             clip.image_size = PAPER_IMAGE_SIZE
@@ -266,6 +271,11 @@ class FBCLIP(CLIPModule, AnomalibModule):
             self.source = getattr(datamodule, "source_name", here)
 
     def on_train_start(self) -> None:
+        """Note that there is something to score by, and repeat the order of the pictures."""
+        self._has_learned = True
+        self._repeat_order()
+
+    def _repeat_order(self) -> None:
         """Draw the order of the pictures where the epoch is known; workers began before that."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         if self.seed is not None and sampler is not None and hasattr(sampler, "set_epoch"):
@@ -327,14 +337,23 @@ class FBCLIP(CLIPModule, AnomalibModule):
         self.fill_memory()
 
     def on_test_start(self) -> None:
-        """Fill the memory of a few-shot model."""
+        """Fill the memory of a few-shot model; warn of one that never learned anything."""
+        self._warn_if_untrained()
         self.fill_memory()
         super().on_test_start()
 
     def on_predict_start(self) -> None:
-        """Fill the memory of a few-shot model."""
+        """Fill the memory of a few-shot model; warn of one that never learned anything."""
+        self._warn_if_untrained()
         self.fill_memory()
         super().on_predict_start()
+
+    def _warn_if_untrained(self) -> None:
+        if self.weights is None and not self._has_learned:
+            logger.warning(
+                "This model has no adapter and was not trained: scores and maps mean nothing. Give weights=<adapter> "
+                "(on the command line --model.weights), a checkpoint, or train it first.",
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint of a few-shot model where this one has no memory."""
@@ -342,6 +361,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
         if tokens is not None and self.model.memory is None:
             msg = f"The checkpoint holds a memory of {tokens.shape[1]} normal pictures: give k_shot={tokens.shape[1]}."
             raise ValueError(msg)
+        self._has_learned = True
         super().on_load_checkpoint(checkpoint)
 
     def to_torch(self, *args, **kwargs) -> Path:

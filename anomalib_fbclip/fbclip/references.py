@@ -34,6 +34,7 @@ def collect_references(
 
     Raises:
         ValueError: If there is no source, it has fewer normal pictures, or one of them cannot be read.
+        FileNotFoundError: If there is no such folder.
     """
     if source is not None:
         images = _from_folder(k_shot, source)
@@ -49,7 +50,11 @@ def collect_references(
 
 
 def _from_folder(k_shot: int, source: str | Path) -> list[torch.Tensor]:
-    files = sorted(get_image_filenames(Path(source).expanduser()))
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        msg = f"few_shot_source={str(source)!r} does not exist: give a folder of normal pictures."
+        raise FileNotFoundError(msg)
+    files = sorted(get_image_filenames(folder))
     _check_count(k_shot, files, f"few_shot_source={str(source)!r}")
     return [read_picture(file) for file in files[:k_shot]]
 

@@ -174,6 +174,7 @@ def test_in_a_worker_too(model, engine, parts) -> None:
         ({"normal": 0}, "anomalous pictures only"),
         ({"mask": (60, 40)}, "is 40 x 60, its picture 60 x 40"),
         ({"mask": (20, 30)}, None),
+        ({"mask_dir": None}, "pixel metrics are missing"),
         ({"change": lambda root: Image.new("L", (60, 40)).save(root / "masks/0.png")}, None),
         ({"change": lambda root: _save(RGB, root / "bad/below/0.png")}, None),
     ],
@@ -184,7 +185,8 @@ def test_unusual_splits_are_tested_on(split: dict, warning: str | None, model, e
     assert (warning in "".join(warned)) if warning else not [text for text in warned if "pictures only" in text]
     one_class = {"normal", "abnormal"} & split.keys()
     assert np.isnan(result["image_AUROC"]) == bool(one_class)
-    assert ("pixel_AUROC" in result) == (split.get("abnormal") != 0)
+    assert ("has no masks" in "".join(warned)) == ("mask_dir" in split)
+    assert ("pixel_AUROC" in result) == (split.get("abnormal") != 0 and "mask_dir" not in split)
 
 
 def test_training_on_one_picture_and_on_defects_alone(model, engine, parts) -> None:

@@ -73,6 +73,34 @@ def test_training_ends_with_metrics_pictures_checkpoint_and_adapter(trained, sur
         assert torch.equal(exported[name], tensor), name
 
 
+def test_a_model_that_learned_nothing_says_so(trained, model, surfaces, engine, caplog) -> None:
+    fbclip, root, _ = trained
+    (checkpoint,) = _files(root, "*.ckpt")
+    picture = _files(root, "images/**/*.png")[0]
+    engine().test(fbclip, datamodule=surfaces())
+    engine().predict(FBCLIP.load_from_checkpoint(checkpoint), data_path=picture)
+    engine().predict(model(weights=None), data_path=picture, ckpt_path=checkpoint)
+    engine().predict(model(), data_path=picture)
+    assert "scores and maps mean nothing" not in caplog.text
+    engine().predict(model(weights=None), data_path=picture)
+    engine().test(model(weights=None), datamodule=surfaces())
+    assert caplog.text.count("scores and maps mean nothing") == 2
+
+
+def test_an_adapter_is_looked_at_before_the_backbone(adapter, tmp_path) -> None:
+    """Which may be a download of a gigabyte, and does not exist here."""
+    nowhere = {"backbone": "ViT-L-14-336", "pretrained": "/nowhere/clip.pt"}
+    with pytest.raises(ValueError, match=r"adapter tiny, model ViT-L-14-336\. Give backbone='tiny'"):
+        FBCLIP(**nowhere, weights=adapter)
+    with pytest.raises(FileNotFoundError, match=r"a\.safetensors' does not exist"):
+        FBCLIP(**nowhere, weights=tmp_path / "a.safetensors")
+    (tmp_path / "notes.safetensors").write_text("no adapter")
+    with pytest.raises(ValueError, match="it is no adapter"):
+        FBCLIP(**nowhere, weights=tmp_path / "notes.safetensors")
+    with pytest.raises(ValueError, match="did you mean 'tiny'"):
+        FBCLIP(backbone="tinny")
+
+
 def test_training_resumes(trained, model, surfaces, engine) -> None:
     fbclip, root, _ = trained
     before = {name: tensor.clone() for name, tensor in fbclip.model.trained_state_dict().items()}

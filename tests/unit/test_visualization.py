@@ -24,6 +24,20 @@ def test_colours_do_not_follow_the_picture_at_hand(largest, red, tmp_path):
         pred_label=torch.tensor(False),
         pred_score=torch.tensor(largest),
     )
-    strip = np.asarray(PredictionVisualizer().visualize(item).convert("RGB")).astype(int)
+    plain = PredictionVisualizer(text_config={"enable": False}).visualize(item)
+    strip = np.asarray(plain.convert("RGB")).astype(int)
     assert bool((strip[..., 0] - strip[..., 2] > 60).any()) == red
     assert (strip[..., 2] - strip[..., 0] > 60).any()  # blue: the low end of the map is in both
+
+    # Score and verdict stand at the bottom of the first panel, and captions end within their panels.
+    written = {}
+    for label in (False, True):
+        item.pred_label = torch.tensor(label)
+        written[label] = np.asarray(PredictionVisualizer().visualize(item).convert("RGB")).astype(int)
+    changed = np.argwhere((written[True] != written[False]).any(axis=-1))
+    assert changed[:, 0].min() > 200
+    assert changed[:, 1].max() < 256
+    captions = np.argwhere((written[False] != strip).any(axis=-1))
+    assert not {255, 511} & set(captions[:, 1])
+    item.pred_score = None
+    assert (np.asarray(PredictionVisualizer().visualize(item).convert("RGB"))[200:] == strip[200:]).all()

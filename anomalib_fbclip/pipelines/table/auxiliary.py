@@ -15,7 +15,7 @@ from anomalib.models import get_model
 from lightning import seed_everything
 
 from anomalib_fbclip.data.auxiliary_transfer import AuxiliaryTransfer
-from anomalib_fbclip.data.sets import load_datamodule, with_categories
+from anomalib_fbclip.data.sets import load_datamodule, prepare, with_categories
 
 from .plan import ModelSpec, Plan, versions, with_seed
 
@@ -26,7 +26,7 @@ def auxiliary_sources(model: ModelSpec) -> list[AnomalibDataModule]:
     """The auxiliary data set of a row, one data module for each category, set up."""
     sources = with_categories(_load(model), (model.auxiliary or {})["categories"] or None)
     for source in sources:
-        source.prepare_data()
+        prepare(source)
         source.setup()
     return sources
 

@@ -81,9 +81,9 @@ def fill(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
             progress.update(task, advance=1, description=what)
             if result is not None:
                 results[cell.key] = result
-            elif (cell.model.name, error) not in told:
-                # A model that cannot be built would say the same for each of its cells.
-                told.add((cell.model.name, error))
+            elif (cell.model.name, cell.data.name, error) not in told:
+                # What is missing would be said again for each category.
+                told.add((cell.model.name, cell.data.name, error))
                 progress.console.print(f"{what}: failed, {error}", markup=False, highlight=False)
 
         failed = run_plan(plan, report)

@@ -21,7 +21,7 @@ from anomalib.models.components import AnomalibModule
 from lightning import seed_everything
 
 from anomalib_fbclip.data.overlap import check_overlap
-from anomalib_fbclip.data.sets import load_datamodule, shares_source, with_categories
+from anomalib_fbclip.data.sets import load_datamodule, prepare, shares_source, with_categories
 
 from .auxiliary import auxiliary_adapter, auxiliary_sources
 from .measure import Measure, peak_memory_mb
@@ -96,13 +96,14 @@ class _Builder:
         self.model: AnomalibModule | None = None
         self.sources: list[AnomalibDataModule] = []
         self.broken: Exception | None = None
+        self.missing: dict[str, Exception] = {}
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Fill one cell."""
         datamodule = load_datamodule({"class_path": cell.data.class_path, "init_args": cell.data.init_args})
         if cell.category is not None and str(datamodule.category) != cell.category:
             (datamodule,) = with_categories(datamodule, cell.category)
-        datamodule.prepare_data()
+        self._prepare(datamodule, cell)
         datamodule.setup()
         self._check_source(cell, datamodule)
         model = self._model(cell)
@@ -126,6 +127,16 @@ class _Builder:
             "note": f"adapter trained on {source}" if shares_source(source, [datamodule]) else "",
             "cell": asdict(cell),
         }
+
+    def _prepare(self, datamodule: AnomalibDataModule, cell: Cell) -> None:
+        """Look for the data set; one that is missing is not downloaded again for each of its categories."""
+        if cell.data.name in self.missing:
+            raise self.missing[cell.data.name]
+        try:
+            prepare(datamodule)
+        except ConnectionError as problem:
+            self.missing[cell.data.name] = problem
+            raise
 
     def _check_source(self, cell: Cell, datamodule: AnomalibDataModule) -> None:
         """Refuse a target that the row's adapter is trained on."""

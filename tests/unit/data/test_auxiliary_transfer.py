@@ -5,6 +5,7 @@
 
 import shutil
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -95,6 +96,16 @@ def test_every_form_of_source_and_target(roots: dict[str, Path]) -> None:
 def test_arguments_are_checked(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AuxiliaryTransfer("MVTecAD", "Visa", **arguments)
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(_self: MVTecAD) -> None:
+        raise URLError(OSError("Name or service not known"))
+
+    monkeypatch.setattr(MVTecAD, "prepare_data", no_network)
+    data = AuxiliaryTransfer(MVTecAD(tmp_path / "nowhere"), None)
+    with pytest.raises(ConnectionError, match=r"MVTecAD is not in '.*nowhere'.*docs/datasets"):
+        data.prepare_data()
 
 
 def test_balanced_sampling_evens_out_the_labels(roots: dict[str, Path]) -> None:

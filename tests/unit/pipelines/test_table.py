@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anomalib_fbclip.metrics import AnyScoreHistogram, any_bin_to_score, any_score_to_bin
+from anomalib_fbclip.pipelines.table import run
 from anomalib_fbclip.pipelines.table.measure import METRICS
 from anomalib_fbclip.pipelines.table.plan import ModelSpec, make_plan, with_seed
 from anomalib_fbclip.pipelines.table.published import published
@@ -176,6 +177,25 @@ def test_rows_have_means_published_numbers_and_differences() -> None:
     assert latex.count("\\\\\n") == 6
     assert "own\\_parts" in latex
     assert "\\begin{tabular}" in latex
+
+
+def test_a_missing_data_set_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def missing(datamodule: object) -> None:
+        asked.append(datamodule.name)
+        msg = "not there"
+        raise ConnectionError(msg)
+
+    monkeypatch.setattr(run, "prepare", missing)
+    datasets = [
+        {"name": "MVTec", "categories": ["bottle", "cable", "hazelnut"]},
+        {"name": "BTAD", "categories": ["01"]},
+    ]
+    plan = make_plan({"models": ["FiSeCLIP"], "datasets": datasets}, str(tmp_path))
+    failed = run.run_plan(plan, lambda *_: None)
+    assert asked == ["MVTecAD", "BTech"]
+    assert list(failed.values()) == ["ConnectionError: not there"] * 4
 
 
 def test_the_seed_reaches_models_that_take_one() -> None:
