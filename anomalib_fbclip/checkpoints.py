@@ -4,10 +4,16 @@
 """What a Lightning checkpoint of our models holds: what was trained, never the frozen backbone."""
 
 import logging
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError  # noqa: S403  # the error alone
 from typing import TYPE_CHECKING, Any
 
 import torch
+from anomalib.engine.plugins import AnomalibCheckpointIO
+from lightning.pytorch import Trainer
 
 if TYPE_CHECKING:
     from .lightning import CLIPModule
@@ -21,6 +27,56 @@ adapter file that they once came from need not exist any more."""
 _ABSENT = ("model.clip.", "evaluator.")
 _KEY = "anomalib_fbclip"
 _PRE_PROCESSOR = "anomalib_pre_processor_config"
+
+
+class NamingCheckpointIO(AnomalibCheckpointIO):
+    """The host's, which says what is wrong with a damaged file in torch's words and without its name."""
+
+    def load_checkpoint(self, path: str | Path, *args, **kwargs) -> dict[str, Any]:
+        """Load a checkpoint, see :func:`named`."""
+        with named(path):
+            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        if "state_dict" not in checkpoint:
+            raise _unreadable(path, "it has no state_dict")
+        return checkpoint
+
+
+def name_damaged(trainer: Trainer) -> None:
+    """Have a trainer name a checkpoint that cannot be read; one with a plug-in of the user's keeps that."""
+    given = trainer.strategy.checkpoint_io
+    if type(given) is AnomalibCheckpointIO:
+        trainer.strategy.checkpoint_io = NamingCheckpointIO(given.extra_safe_globals)
+
+
+@contextmanager
+def named(path: str | Path) -> Generator[None, None, None]:
+    """Name a checkpoint that cannot be read, and say what to do.
+
+    Raises:
+        ValueError: If the file is cut off, altered, of another kind, or holds code.
+    """
+    if Path(path).is_file() and (damage := _damage(Path(path))) is not None:
+        raise _unreadable(path, damage)
+    try:
+        yield
+    except UnpicklingError as error:
+        raise _unreadable(path, "it holds more than tensors and plain values, which was not run") from error
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            altered = archive.testzip()
+    except Exception as error:  # noqa: BLE001  # what is no archive fails in many ways
+        return f"it is cut off or of another kind ({error})"
+    return None if altered is None else f"{altered} in it is altered"
+
+
+def _unreadable(path: str | Path, reason: str) -> ValueError:
+    return ValueError(
+        f"The checkpoint {str(path)!r} cannot be used: {reason}. Take an earlier one, or train anew; an adapter "
+        "(.safetensors, .pth) goes into weights (--model.weights).",
+    )
 
 
 def strip(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ class CLIPModule(ExportedModule, _Base):
         return {}
 
     def setup(self, stage: str) -> None:
-        """Have unreadable files named, warn of tests that tell little, keep ``latest`` a link.
+        """Have unreadable files and checkpoints named, warn of tests that tell little, keep ``latest`` a link.
 
         A run of test or predict would otherwise leave a real folder of that name.
         """
@@ -76,6 +76,7 @@ class CLIPModule(ExportedModule, _Base):
             _warn_of_one_class(tested)
             _warn_of_no_masks(tested)
         self._named = name_unreadable(self.trainer, stage)
+        checkpoints.name_damaged(self.trainer)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
             # A run of test or predict before the first train would leave a real folder where train expects a link.
@@ -144,6 +145,16 @@ class CLIPModule(ExportedModule, _Base):
         """Refuse a checkpoint of another backbone, keep this model's image size."""
         checkpoints.check(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "CLIPModule":
+        """Load a model from a checkpoint, as Lightning's, and name a file that cannot be read.
+
+        Raises:
+            ValueError: If the file is cut off, altered, of another kind, or holds code.
+        """
+        with checkpoints.named(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> object:
         """Load a state dict with or without backbone and evaluator."""

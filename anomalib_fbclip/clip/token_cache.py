@@ -23,9 +23,9 @@ class TokenCache:
     """Tokens of chosen blocks, computed once for each picture and kept in half precision.
 
     A picture is known by its normalised pixels, so another file content, size or way of resizing is another entry, as
-    is another precision of the trainer; the
-    backbone's fingerprint and the blocks name the folder. Files are written aside and renamed: an interrupted run
-    leaves no half entry, and several processes may share a folder. A damaged entry is computed anew.
+    is another precision of the trainer; the backbone's fingerprint and the blocks name the folder. Files are written
+    aside and renamed: an interrupted run leaves no half entry, and several processes may share a folder. A damaged
+    entry is computed anew.
 
     Args:
         clip: Frozen backbone.

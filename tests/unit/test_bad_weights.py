@@ -5,6 +5,7 @@
 
 import math
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from anomalib_fbclip import FBCLIP
-from anomalib_fbclip.clip.build import build_from_openai_state_dict, load_clip, read_weights
+from anomalib_fbclip.checkpoints import NamingCheckpointIO
+from anomalib_fbclip.clip.build import EMBEDDED, build_from_openai_state_dict, load_clip, read_weights
 from anomalib_fbclip.fbclip.memory import NormalMemory
 
 BACKBONE = "ViT-B-32"
@@ -175,6 +177,53 @@ def test_altered_checkpoints(name: str, change, message: str, checkpoint, tmp_pa
     engine = Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False)
     with pytest.raises((ValueError, RuntimeError), match=message):
         engine.predict(FBCLIP("tiny", image_size=56, k_shot=1), data_path=pictures, ckpt_path=tmp_path / "altered.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cut off or of another kind"),
+        (b"epochs: 3", "another kind"),
+        (lambda path: path.read_bytes()[:-100], "cut off"),
+        (lambda path: path.read_bytes()[:2000] + b"?" + path.read_bytes()[2001:], "is altered"),
+        (lambda _: (EMBEDDED["tiny"] / "adapter.safetensors").read_bytes(), "goes into weights"),
+        (lambda path: torch.save({**torch.load(path, weights_only=True), "hyper_parameters": Bomb()}, path), "not run"),
+    ],
+)
+def test_unreadable_checkpoints_are_named(content, message: str, checkpoint, tmp_path: Path) -> None:
+    path, pictures = tmp_path / "altered.ckpt", checkpoint[1]
+    shutil.copyfile(checkpoint[0], path)
+    altered = content(path) if callable(content) else content
+    if altered is not None:
+        path.write_bytes(altered)
+    engine = Engine(default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False)
+    with pytest.raises(ValueError, match=rf"altered\.ckpt'.*{message}"):
+        engine.predict(FBCLIP("tiny", image_size=56, k_shot=1), data_path=pictures, ckpt_path=path)
+    with pytest.raises(ValueError, match=rf"altered\.ckpt'.*{message}"):
+        FBCLIP.load_from_checkpoint(path)
+
+
+def test_weights_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
+    torch.save({"prompts.normal_context": torch.ones(3)}, tmp_path / "published.pth")
+    with pytest.raises(ValueError, match=r"published\.pth'.*has no state_dict.*goes into weights"):
+        NamingCheckpointIO().load_checkpoint(tmp_path / "published.pth")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_changed_byte_of_a_checkpoint_is_found(data: st.DataObject, tmp_path: Path) -> None:
+    path, state = tmp_path / "small.ckpt", {"state_dict": {"a": torch.arange(6.0), "b": torch.ones(2, 2)}, "epoch": 1}
+    torch.save(state, path)
+    changed = bytearray(path.read_bytes())
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(changed)
+    try:
+        read = NamingCheckpointIO().load_checkpoint(path)
+    except ValueError as error:
+        assert "small.ckpt" in str(error)  # noqa: PT017  # most files are refused, padding means nothing
+    else:
+        assert read["epoch"] == 1
+        assert all(torch.equal(read["state_dict"][name], tensor) for name, tensor in state["state_dict"].items())
 
 
 def test_the_checkpoint_itself_works(checkpoint, tmp_path: Path) -> None:
