@@ -4,7 +4,7 @@
 """Thresholds of a Lightning module without labels: from a few normal pictures, or a number that the user gives."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,10 @@ class CalibratedModule(_Base):
             raise FileNotFoundError(msg)
         scores, peaks, unreadable = self._score_pictures(normal_source)
         if not scores:
-            msg = f"normal_source={str(normal_source)!r} holds no picture that can be read: {unreadable}"
+            msg = (
+                f"normal_source={str(normal_source)!r} holds no picture that can be read and is not in the few-shot "
+                f"memory: {unreadable}"
+            )
             raise ValueError(msg)
         image = normal_quantile(torch.stack(scores), false_alarm_rate)
         pixel = normal_quantile(torch.stack(peaks), false_alarm_rate)
@@ -156,6 +159,11 @@ class CalibratedModule(_Base):
         tensors = [*self.model.parameters(), *self.model.buffers()]
         return [(0 if t.is_inference() else t._version, t.shape) for t in tensors]  # noqa: SLF001  # no public name
 
+    @property
+    def _known_pictures(self) -> Sequence[Path]:
+        """Pictures that the model has seen, which say nothing about others."""
+        return ()
+
     def _score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
         return self.model(images)
@@ -168,7 +176,16 @@ class CalibratedModule(_Base):
         training = self.model.training
         self.model.eval()
         scores, peaks, unreadable = [], [], []
-        for index, path in enumerate(dataset.image_filenames):
+        known = {path.resolve() for path in self._known_pictures}
+        given = [index for index, path in enumerate(dataset.image_filenames) if Path(path).resolve() not in known]
+        if len(given) < len(dataset.image_filenames):
+            logger.warning(
+                "%d of the %d pictures of normal_source are in the few-shot memory and left out of the thresholds.",
+                len(dataset.image_filenames) - len(given),
+                len(dataset.image_filenames),
+            )
+        for index in given:
+            path = dataset.image_filenames[index]
             try:
                 image = read_item(dataset, index).image
             except UNREADABLE as error:

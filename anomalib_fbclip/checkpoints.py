@@ -15,6 +15,8 @@ import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.pytorch import Trainer
 
+from anomalib_fbclip.functional import is_dense
+
 if TYPE_CHECKING:
     from .lightning import CLIPModule
 
@@ -36,7 +38,7 @@ class NamingCheckpointIO(AnomalibCheckpointIO):
         """Load a checkpoint, see :func:`named`."""
         with named(path):
             checkpoint = super().load_checkpoint(path, *args, **kwargs)
-        if "state_dict" not in checkpoint:
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
             raise _unreadable(path, "it has no state_dict")
         return checkpoint
 
@@ -107,12 +109,20 @@ def check(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
         ValueError: If the checkpoint was made on another backbone, both sides are named; or if a tensor holds NaN.
     """
     for name, tensor in checkpoint["state_dict"].items():
-        if name.startswith("model.") and not torch.isfinite(tensor).all():
+        if not name.startswith("model."):
+            continue
+        if not is_dense(tensor):
+            msg = f"The checkpoint is damaged: {name} is no dense floating-point tensor, take an earlier one."
+            raise ValueError(msg)
+        if not torch.isfinite(tensor).all():
             msg = f"The checkpoint holds NaN or infinite values in {name}: take an earlier one, or train anew, slower."
             raise ValueError(msg)
     ours = checkpoint.get(_KEY)
     if ours is None:
         return
+    if not isinstance(ours, Mapping) or not {"backbone", "fingerprint", "image_size", "source"} <= ours.keys():
+        msg = f"The checkpoint is damaged: what it says of its backbone is {ours!r}. Take an earlier one."
+        raise ValueError(msg)
     fingerprint = module.model.clip.fingerprint()
     if ours["fingerprint"] != fingerprint:
         msg = (

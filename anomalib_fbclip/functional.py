@@ -77,6 +77,16 @@ def relative_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(layer * num_layers / layers[-1])) for layer in layers}))
 
 
+def is_dense(tensor: object) -> bool:
+    """Whether something from a file is a tensor of floating-point numbers that are really there."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.layout == torch.strided
+        and not tensor.is_meta
+    )
+
+
 def check_finite(images: torch.Tensor) -> None:
     """Refuse NaN and infinite pixels.
 

@@ -245,9 +245,15 @@ def _blame(dataset: Any, index: int) -> str | None:  # noqa: ANN401
     mask = getattr(row, "mask_path", None)
     if isinstance(mask, (str, Path)) and str(mask):
         try:
-            read_mask(mask)
+            read = read_mask(mask)
         except UNREADABLE as error:
             return f"The mask {str(mask)!r} of {str(row.image_path)!r} cannot be read: {_one_line(error)}. Repair it."
+        if min(read.shape) == 1:
+            size = f"{read.shape[1]} x {read.shape[0]}"
+            return (
+                f"The mask {str(mask)!r} of {str(row.image_path)!r} is {size} pixels, and anomalib reads none of a "
+                "single row or column: enlarge it, or leave picture and mask out."
+            )
     return None
 
 

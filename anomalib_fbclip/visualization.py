@@ -6,6 +6,7 @@
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from anomalib.data import ImageBatch, ImageItem
 from anomalib.utils.path import generate_output_filename
@@ -83,7 +84,7 @@ class PredictionVisualizer(ImageVisualizer):
                     dataset_name=getattr(datamodule, "name", None),
                     category=getattr(datamodule, "category", None),
                 )
-                strip.save(target)
+                _save(strip, Path(target))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder that all files have in common."""
@@ -119,4 +120,14 @@ class PredictionVisualizer(ImageVisualizer):
             if picture is not None:
                 target = Path(self.output_dir) / self.picture_path(item.image_path or f"unnamed/{number}.png")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(target)
+                _save(picture, target)
+
+
+def _save(picture: "Image.Image", target: Path) -> None:
+    """Write aside and rename: a killed run leaves no half picture under a picture's name."""
+    aside = target.with_name(f".{uuid4().hex}{target.suffix}")
+    try:
+        picture.save(aside)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -7,12 +7,15 @@ import logging
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 logger = logging.getLogger(__name__)
 
 
 class AdapterCheckpoint(Callback):
     """Write ``adapter.safetensors`` after each training epoch, and tell where it is.
+
+    Also before its validation, so that a picture that cannot be read there does not take the epoch with it.
 
     An adapter holds the trained tensors only (a few MB) and is what ``weights=`` takes. :class:`FBCLIP` adds this
     callback to its training runs by itself, unless the trainer has one already.
@@ -35,6 +38,11 @@ class AdapterCheckpoint(Callback):
         self.dirpath = Path(dirpath) if dirpath is not None else None
         self.filename = filename
         self.last_path: Path | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what was trained so far; thresholds follow at the end of the epoch."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the adapter, once for all processes."""

@@ -6,6 +6,7 @@
 import csv
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error")
 _NAMED = 20
-_LEFT_OUT = "reading or transforming it failed when its turn came, though it can be read now: predict it again"
+_LEFT_OUT = "reading or transforming it, or its mask, failed when its turn came, though the picture can be read now"
 
 
 class PredictionIndex(Callback):
@@ -30,10 +31,12 @@ class PredictionIndex(Callback):
 
     Columns: ``path``; ``score`` in [0, 1]; ``label``, 1 where the score is above ``threshold``; ``map_max``, the
     largest value of the map; ``picture``, relative to the table; ``error``, for files that could not be read. Those
-    come last, without a score, and are named in one warning. No file that was asked for is left out without a row.
+    come last (with several processes: last of each one's rows), without a score, and are named in one warning. No file
+    that was asked for is left out without a row.
 
-    Rows are written while they come, into ``<name>.partial<suffix>``, which gets its final name when all are there: a
-    table under that name is complete. Our models add this callback by themselves, unless the trainer has one already.
+    Rows are written while they come, into ``<name>.partial-<process><suffix>``, which gets its final name when all are
+    there: a table under that name is complete. Our models add this callback by themselves, unless the trainer has one
+    already.
 
     Args:
         dirpath: Folder to write to. ``None``: that of the pictures, ``images`` in the run's folder.
@@ -98,6 +101,9 @@ class PredictionIndex(Callback):
             row["picture"] = self._picture(item.image_path)
             self._write(row)
             self._seen.add(str(item.image_path))
+        if self._file is not None:
+            # What a killed run leaves is all that was done.
+            self._file.flush()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """List what could not be read, give the table its name."""
@@ -162,7 +168,8 @@ class PredictionIndex(Callback):
 
     @property
     def _partial(self) -> Path:
-        return self._path.with_stem(f"{self._path.stem}.partial")
+        # Two runs on one folder must not write into one file.
+        return self._path.with_stem(f"{self._path.stem}.partial-{os.getpid()}")
 
     def _writer(self, file: IO[str]) -> Callable[[dict[str, Any]], object]:
         if self._path.suffix == ".jsonl":

@@ -42,7 +42,8 @@ class StageMaps(Callback):
     """Write one picture of all stages for each chosen image of a test or prediction run.
 
     Mask, views, gates, similarity to the background prototype and to the texts for every block, and the map without and
-    with background suppression. Drawing takes about a second an image, and the model runs a second time on it.
+    with background suppression. Of several processes the first one draws, from its share. Drawing takes about a second
+    an image, and the model runs a second time on it.
 
     Args:
         num_images: Images that are drawn at most, in their order; ``None``: all.
@@ -107,7 +108,9 @@ class StageMaps(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the pictures are."""
-        del trainer, pl_module
+        del pl_module
+        if not trainer.is_global_zero:
+            return
         if self.paths:
             logger.info("Stage maps of %d images: %s", len(self.paths), self.paths[0].parents[1])
         else:
@@ -119,6 +122,8 @@ class StageMaps(Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch) -> None:
+        if not trainer.is_global_zero:
+            return
         names = batch.image_path or [f"image_{number}" for number in range(len(batch.image))]
         chosen = [index for index, name in enumerate(names) if fnmatch.fnmatch(Path(name).as_posix(), self.pattern)]
         if self.num_images is not None:
@@ -202,7 +207,7 @@ def draw_stages(
                     axes.set_ylabel(f"block {layer}", fontsize=9)
         _colour_bar(figure, (left, top + len(feature_layers) * _PANEL + 0.1, count * _PANEL), colours, low, high)
         left += count * _PANEL + _GAP
-    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
+    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top", parse_math=False)
     return figure
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from anomalib_fbclip.functional import is_dense
+
 if TYPE_CHECKING:
     from .frozen import FrozenCLIP
 
@@ -111,7 +113,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(msg)
     weights = {name: tensor for name, tensor in state_dict.items() if name not in _NOT_WEIGHTS}
     for name, tensor in weights.items():
-        if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
+        if not is_dense(tensor):
             msg = f"CLIP weights {str(path)!r}: {name} is no dense tensor of floating-point numbers: fetch them again."
             raise ValueError(msg)
         if not torch.isfinite(tensor).all():

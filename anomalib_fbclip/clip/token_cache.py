@@ -71,7 +71,8 @@ class TokenCache:
             ValueError: If the images are no input of the backbone, or its tokens do not fit half precision.
         """
         files = [self._file(image) for image in images]
-        entries = [self._read(file) for file in files]
+        shape = (len(self.layers), 1 + (images.shape[-1] // self.clip.patch_size) ** 2, self.clip.vision_width)
+        entries = [self._read(file, shape) for file in files]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
             tokens = torch.stack(self.clip.encode_image(images[missing], self.layers), dim=1).half().cpu()
@@ -97,14 +98,19 @@ class TokenCache:
         return self.directory / f"{digest.hexdigest()}.safetensors"
 
     @staticmethod
-    def _read(file: Path) -> torch.Tensor | None:
+    def _read(file: Path, shape: tuple[int, ...]) -> torch.Tensor | None:
         if not file.is_file():
             return None
         try:
-            return load_file(file)["tokens"]
+            tokens = load_file(file)["tokens"]
         except (SafetensorError, KeyError, OSError) as error:
-            logger.warning("The cached tokens in %s are damaged and are computed anew (%s).", file, error)
+            tokens, why = None, str(error)
+        else:
+            why = f"not {shape} finite numbers in half precision"
+        if tokens is None or (tokens.shape, tokens.dtype) != (shape, torch.half) or not tokens.isfinite().all():
+            logger.warning("The cached tokens in %s are damaged and are computed anew (%s).", file, why)
             return None
+        return tokens
 
     def _write(self, file: Path, tokens: torch.Tensor) -> None:
         content = save({"tokens": tokens.contiguous()})

@@ -18,6 +18,7 @@ import torch
 
 import anomalib_fbclip
 from anomalib_fbclip.clip.build import EMBEDDED
+from anomalib_fbclip.functional import is_dense
 
 if TYPE_CHECKING:
     from .torch_model import FBCLIPModel
@@ -157,7 +158,7 @@ def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
         raise ValueError(msg)
     fitted = {}
     for name, tensor in tensors.items():
-        if not _is_dense(tensor):
+        if not is_dense(tensor):
             msg = f"adapter {str(path)!r} is damaged: {name} is no dense tensor of floating-point numbers."
             raise ValueError(msg)
         target = expected[name]
@@ -181,7 +182,7 @@ def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
     """Read an adapter's tensors, under our names, and its metadata."""
     path = resolve(path)
-    if not path.is_file():
+    if not _is_file(path):
         msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
         raise FileNotFoundError(msg)
     try:
@@ -191,6 +192,13 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
         msg = f"adapter {str(path)!r} cannot be used: {error}"
         raise ValueError(msg) from error
     return tensors, metadata
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def resolve(path: str | Path) -> Path:
@@ -267,16 +275,6 @@ def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadat
         if name is not None:
             tensors[name] = tensor
     return tensors, {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
-
-
-def _is_dense(tensor: object) -> bool:
-    """Whether something from a file is a tensor of floating-point numbers that are really there."""
-    return (
-        isinstance(tensor, torch.Tensor)
-        and tensor.is_floating_point()
-        and tensor.layout == torch.strided
-        and not tensor.is_meta
-    )
 
 
 def _check_metadata(metadata: AdapterMetadata) -> None:

@@ -6,6 +6,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,7 +33,7 @@ from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
 
 from . import adapters
 from .loss import FBCLIPLoss
-from .references import collect_references
+from .references import collect_references, files_in
 from .text_fusion import POOLINGS
 from .torch_model import FBCLIPModel
 from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
@@ -115,6 +116,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
     """
 
     _has_learned = False
+    _remembered: Sequence[Path] = ()
 
     def __init__(
         self,
@@ -328,7 +330,13 @@ class FBCLIP(CLIPModule, AnomalibModule):
             return
         datamodule = getattr(self._trainer, "datamodule", None)
         transform = getattr(self.pre_processor, "transform", None)
-        images = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
+        images, self._remembered = collect_references(
+            self.k_shot,
+            self.few_shot_source,
+            datamodule,
+            transform,
+            self.seed,
+        )
         self.model.remember(images.to(self.device))
         logger.info("%d normal pictures remembered.", len(images))
 
@@ -375,9 +383,20 @@ class FBCLIP(CLIPModule, AnomalibModule):
         return super().to_onnx(*args, **kwargs)
 
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
-        """Set the thresholds from normal pictures, with a full memory; see :meth:`CalibratedModule.calibrate`."""
+        """Set the thresholds from normal pictures, with a full memory; see :meth:`CalibratedModule.calibrate`.
+
+        Pictures of the memory are left out: they are nearer to themselves than any other picture will be.
+        """
         self.fill_memory()
         return super().calibrate(normal_source, false_alarm_rate)
+
+    @property
+    def _known_pictures(self) -> Sequence[Path]:
+        if self.k_shot and not self._remembered and self.few_shot_source is not None:
+            # The memory came with a checkpoint; where its pictures are still there, they are known by name.
+            with suppress(OSError, ValueError):
+                return files_in(self.k_shot, self.few_shot_source)
+        return self._remembered
 
     def _calibration_state(self) -> object:
         # A memory of other pictures is another tensor of the same shape.

@@ -19,7 +19,7 @@ def collect_references(
     datamodule: Any,  # noqa: ANN401  # any data module of the host, or none
     transform: Callable[[torch.Tensor], torch.Tensor] | None,
     seed: int | None,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, list[Path]]:
     """Read ``k_shot`` normal pictures.
 
     Args:
@@ -30,14 +30,14 @@ def collect_references(
         seed: Of the choice.
 
     Returns:
-        torch.Tensor: ``[k_shot, 3, H, H]``.
+        tuple: Pictures ``[k_shot, 3, H, H]``, and their files.
 
     Raises:
         ValueError: If there is no source, it has fewer normal pictures, or one of them cannot be read.
         FileNotFoundError: If there is no such folder.
     """
     if source is not None:
-        images = _from_folder(k_shot, source)
+        files = files_in(k_shot, source)
     elif datamodule is None:
         msg = (
             f"k_shot={k_shot} needs normal pictures: give few_shot_source=<folder>, a data module whose train split "
@@ -45,21 +45,23 @@ def collect_references(
         )
         raise ValueError(msg)
     else:
-        images = _from_train_split(k_shot, datamodule, seed)
-    return torch.stack([image if transform is None else transform(image) for image in images])
+        files = _in_train_split(k_shot, datamodule, seed)
+    images = [read_picture(file) for file in files]
+    return torch.stack([image if transform is None else transform(image) for image in images]), files
 
 
-def _from_folder(k_shot: int, source: str | Path) -> list[torch.Tensor]:
+def files_in(k_shot: int, source: str | Path) -> list[Path]:
+    """The pictures of a folder that are taken: the first ``k_shot`` by name."""
     folder = Path(source).expanduser()
     if not folder.exists():
         msg = f"few_shot_source={str(source)!r} does not exist: give a folder of normal pictures."
         raise FileNotFoundError(msg)
     files = sorted(get_image_filenames(folder))
     _check_count(k_shot, files, f"few_shot_source={str(source)!r}")
-    return [read_picture(file) for file in files[:k_shot]]
+    return files[:k_shot]
 
 
-def _from_train_split(k_shot: int, datamodule: Any, seed: int | None) -> list[torch.Tensor]:  # noqa: ANN401
+def _in_train_split(k_shot: int, datamodule: Any, seed: int | None) -> list[Path]:  # noqa: ANN401
     if hasattr(datamodule, "source_name"):
         msg = (
             f"k_shot={k_shot}: the train split of {type(datamodule).__name__} is the auxiliary data set's and not the "
@@ -71,7 +73,7 @@ def _from_train_split(k_shot: int, datamodule: Any, seed: int | None) -> list[to
     _check_count(k_shot, normal, f"the train split of {type(datamodule).__name__}")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(normal), generator=generator)[:k_shot].tolist()
-    return [read_picture(dataset.samples["image_path"].iloc[normal[place]]) for place in chosen]
+    return [Path(dataset.samples["image_path"].iloc[normal[place]]) for place in chosen]
 
 
 def _check_count(k_shot: int, found: Sequence[object], where: str) -> None:

@@ -217,7 +217,7 @@ class Prediction:
     @staticmethod
     def done(folder: Path) -> list[Path]:
         """Tables of scores that say in their name that they are not whole."""
-        return list(folder.rglob("predictions.partial.csv"))
+        return list(folder.rglob("predictions.partial-*.csv"))
 
     def damaged(self, folder: Path) -> list[Path]:
         """A table of scores that is not whole."""

@@ -96,7 +96,8 @@ def measure(datamodules: list[AnomalibDataModule], shots: list[int], choices: in
             for datamodule, test in zip(datamodules, tests, strict=True):
                 if shot:
                     transform = model.pre_processor.transform
-                    model.model.remember(collect_references(shot, None, datamodule, transform, seed=choice))
+                    images, _ = collect_references(shot, None, datamodule, transform, seed=choice)
+                    model.model.remember(images)
                 found.append(scores(model, test, few_shot=shot > 0))
             rows.append(np.mean(found, 0))
         cells = [f"{mean:.1f}" for mean in np.mean(rows, 0)]

@@ -14,7 +14,7 @@ import torch
 from anomalib.cli import AnomalibCLI
 from PIL import Image
 
-from anomalib_fbclip import AuxiliaryTransfer, LabelledFolder, PictureFolder
+from anomalib_fbclip import FBCLIP, AuxiliaryTransfer, LabelledFolder, PictureFolder
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 60, 4), dtype=np.uint8)
 RGB = Image.fromarray(NOISE[..., :3])
@@ -148,6 +148,7 @@ def test_train_and_test_name_the_file(name: str, model, engine, parts) -> None:
     ("change", "message"),
     [
         (lambda root: (root / "masks/0.png").write_bytes(b"x"), r"mask '.*0\.png' of '.*0\.png' cannot be read"),
+        (lambda root: Image.new("L", (1, 40)).save(root / "masks/0.png"), r"mask '.*' of '.*0\.png' is 1 x 40 pixels"),
         (lambda root: (root / "masks/0.png").unlink(), "masks' holds no pictures"),
         (lambda root: (root / "masks/0.png").rename(root / "masks/1.png"), "1 pictures of .* have no mask"),
         (lambda root: BAD["link.png"][0](root / "bad/1.png"), r"1 links in '.*bad' lead nowhere, such as 1\.png"),
@@ -159,6 +160,17 @@ def test_train_and_test_name_the_file(name: str, model, engine, parts) -> None:
 def test_what_is_missing_is_named(change, message: str, model, engine, parts) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         engine().test(model(), datamodule=parts(change=change))
+
+
+def test_an_epoch_is_not_lost_by_its_validation(model, engine, parts, tmp_path) -> None:
+    target = parts("target", change=lambda root: _cut(root / "good/9.png"))
+    with pytest.raises(ValueError, match=r"9\.png' cannot be read"):
+        engine(max_epochs=1, num_sanity_val_steps=0).fit(
+            model(weights=None),
+            datamodule=AuxiliaryTransfer(source=parts(), target=target),
+        )
+    (path,) = tmp_path.rglob("adapter.safetensors")
+    assert FBCLIP("tiny", image_size=56, weights=path).source == "parts"
 
 
 def test_in_a_worker_too(model, engine, parts) -> None:

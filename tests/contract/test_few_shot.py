@@ -97,11 +97,16 @@ def test_pictures_of_a_folder_serve_predict_and_exports(model, folder, engine, t
         torch.testing.assert_close(torch.tensor(found[name]).squeeze(), value, atol=1e-4, rtol=0)
 
 
-def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, folder, tmp_path):
+def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, folder, tmp_path, caplog):
     few = model(k_shot=2, few_shot_source=folder, normal_source=folder)
     path = few.save_adapter(tmp_path / "a.safetensors")
     assert adapters.read(path)[1]["thresholds"] is None
     first = few.calibrate(folder)
+    # Pictures of the memory would find themselves in it.
+    assert first["pictures"] == 1
+    assert "2 of the 3 pictures of normal_source are in the few-shot memory" in caplog.text
+    with pytest.raises(ValueError, match="is not in the few-shot memory"):
+        model(k_shot=3, few_shot_source=folder).calibrate(folder)
     assert few.model.memory.num_images == 2
     assert first["image"] != model().calibrate(folder)["image"]
     # Other pictures in the memory are other thresholds.

@@ -6,6 +6,7 @@
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_no_picture_is_left_out_without_a_row(workers, model, engine, folder) ->
     loader = DataLoader(dataset, collate_fn=dataset.collate_fn, num_workers=workers)
     assert runner.predict(model(), dataloaders=loader) == []
     (row,) = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv").values()
-    assert "it can be read now" in row["error"]
+    assert "the picture can be read now" in row["error"]
 
 
 def test_nothing_readable_is_no_crash(model, engine, folder, caplog) -> None:
@@ -135,6 +136,8 @@ def test_a_limit_and_an_interrupted_run(model, engine, folder) -> None:
     def fail_at_third(*args):
         calls.append(args)
         if len(calls) == 3:
+            # As a run that is killed now would leave it; the name is this process's own.
+            assert len(_rows(images / f"predictions.partial-{os.getpid()}.csv")) == 2
             msg = "no more power"
             raise RuntimeError(msg)
         return step(*args)
@@ -143,7 +146,7 @@ def test_a_limit_and_an_interrupted_run(model, engine, folder) -> None:
     with pytest.raises(RuntimeError, match="power"):
         engine().predict(fbclip, data_path=folder)
     assert not (images / "predictions.csv").exists()
-    assert len(_rows(images / "predictions.partial.csv")) == 2
+    assert len(_rows(images / f"predictions.partial-{os.getpid()}.csv")) == 2
 
 
 def test_the_command_line(folder, tmp_path, adapter) -> None:

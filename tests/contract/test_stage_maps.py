@@ -36,16 +36,17 @@ def test_test_draws_the_chosen_images_only(model, surfaces, engine, tmp_path, ca
 
 
 def test_the_command_line_takes_it_for_a_folder_with_equal_names(tmp_path):
+    name = "$5_and_$6"  # no formula
     for folder in ("a/x", "b/x"):
         (tmp_path / "in" / folder).mkdir(parents=True)
         picture = np.random.default_rng(1).integers(0, 255, (60, 60, 3), dtype=np.uint8)
-        cv2.imwrite(str(tmp_path / "in" / folder / "one.png"), picture)
+        cv2.imwrite(str(tmp_path / "in" / folder / f"{name}.png"), picture)
     words = ["predict", "--model", "FBCLIP", "--model.backbone", "tiny", "--model.image_size", "56"]
     words += ["--data", str(tmp_path / "in"), "--default_root_dir", str(tmp_path / "results")]
     words += ["--trainer.callbacks", "anomalib_fbclip.StageMaps", "--trainer.callbacks.num_images", "null"]
     cli = AnomalibCLI(words)
     drawn = sorted((Path(cli.engine.trainer.default_root_dir) / "stages").rglob("*.png"))
-    assert [path.name for path in drawn] == ["one.png", "one_1.png"]
+    assert [path.name for path in drawn] == [f"{name}.png", f"{name}_1.png"]
 
 
 @pytest.mark.parametrize(

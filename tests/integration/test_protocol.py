@@ -7,7 +7,6 @@ import csv
 import logging
 import math
 import os
-import shutil
 from argparse import Namespace
 from inspect import signature
 from pathlib import Path
@@ -131,12 +130,12 @@ def test_from_two_data_sets_to_one_table(
     assert len(list((pictures / "MVTec").rglob("*.png"))) == 12
     assert len(list((pictures / "ISIC").rglob("*.jpg"))) == 3
 
-    # A second run does what is left or lost its pictures, and no more; a category alone has the same numbers as before.
+    # A second run does what is left or lost a picture, and no more; a category alone has the same numbers as before.
     table = yaml.safe_load(paper_table.read_text(encoding="utf-8"))["table"]
     plan = make_plan(table, str(results), str(root))
     key = next(cell.key for cell in plan.cells if cell.category == "cable")
     (results / "cells" / f"{key}.json").unlink()
-    shutil.rmtree(pictures / "ISIC")
+    next((pictures / "ISIC").rglob("*.jpg")).unlink()
     built.clear()
     assert main(words) == 1
     assert built.count("FBCLIP") == 2  # with one adapter for the cell that is gone, with the other for its pictures

@@ -42,6 +42,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path) -> None:
 DATA = {"category": "wood", "image_size": 56, "num_train": 8, "num_test": 9, "train_anomalous": True}
 MODEL = {"backbone": "tiny", "image_size": 56, "metrics": "full", "max_epochs": 3}
 SHARED = """train --model FBCLIP --model.weights null --data ProceduralSurfaces --data.root {root}/drawn
+    --trainer.callbacks anomalib_fbclip.StageMaps --trainer.callbacks.num_images 3
     --trainer.accelerator cpu --trainer.devices 2 --trainer.strategy ddp --data.train_batch_size 4"""
 
 
@@ -79,3 +80,4 @@ def test_two_processes_share_one_folder(runs) -> None:
     assert [entry.name for entry in sorted(folder.iterdir())] == ["latest", "v0"]
     assert (folder / "latest").resolve() == (folder / "v0").resolve()
     assert len(list((folder / "v0" / "images").rglob("*.png"))) == 9
+    assert len(list((folder / "v0" / "stages").rglob("*.png"))) == 3

@@ -162,6 +162,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         ("model.scale_weights", _full_of(math.nan), "NaN or infinite values in model.scale_weights"),
         ("model.scale_weights", lambda tensor: tensor[:-1], "scale_weights"),
         ("model.scale_weights", None, "scale_weights"),
+        ("model.scale_weights", torch.Tensor.int, "damaged: model.scale_weights is no dense floating-point tensor"),
+        ("model.scale_weights", torch.Tensor.to_sparse, "model.scale_weights is no dense"),
+        ("model.scale_weights", lambda _: "text", "model.scale_weights is no dense"),
         ("model.extra", lambda _: torch.ones(1), "extra"),
     ],
 )
@@ -201,6 +204,13 @@ def test_unreadable_checkpoints_are_named(content, message: str, checkpoint, tmp
         engine.predict(FBCLIP("tiny", image_size=56, k_shot=1), data_path=pictures, ckpt_path=path)
     with pytest.raises(ValueError, match=rf"altered\.ckpt'.*{message}"):
         FBCLIP.load_from_checkpoint(path)
+
+
+@pytest.mark.parametrize("said", [{}, [], {"fingerprint": "x"}], ids=str)
+def test_a_checkpoint_that_does_not_know_its_backbone_is_refused(said, checkpoint, tmp_path: Path) -> None:
+    torch.save({**torch.load(checkpoint[0], weights_only=True), "anomalib_fbclip": said}, tmp_path / "altered.ckpt")
+    with pytest.raises(ValueError, match="damaged: what it says of its backbone"):
+        FBCLIP.load_from_checkpoint(tmp_path / "altered.ckpt")
 
 
 def test_weights_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from anomalib.data import ImageItem
 from PIL import Image
 
-from anomalib_fbclip.visualization import PredictionVisualizer
+from anomalib_fbclip.visualization import PredictionVisualizer, _save
 
 
 @pytest.mark.parametrize(("largest", "red"), [(0.1, False), (0.95, True)])
@@ -41,3 +41,20 @@ def test_colours_do_not_follow_the_picture_at_hand(largest, red, tmp_path):
     assert not {255, 511} & set(captions[:, 1])
     item.pred_score = None
     assert (np.asarray(PredictionVisualizer().visualize(item).convert("RGB"))[200:] == strip[200:]).all()
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
+    target, save = tmp_path / "0.png", Image.Image.save
+    _save(Image.new("L", (9, 9)), target)
+
+    def fail_half_way(image, path):
+        save(image, path)
+        path.write_bytes(path.read_bytes()[:20])
+        msg = "no space left"
+        raise OSError(msg)
+
+    monkeypatch.setattr(Image.Image, "save", fail_half_way)
+    with pytest.raises(OSError, match="no space"):
+        _save(Image.new("L", (5, 5)), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+    assert Image.open(target).size == (9, 9)

@@ -123,7 +123,7 @@ class _Builder:
             "seconds_per_image": measure.seconds_per_image,
             "metric_seconds": measure.metric_seconds,
             "peak_memory_mb": peak_memory_mb(),
-            "pictures": _picture_folder(self.plan, cell).is_dir() if self.plan.pictures else None,
+            "pictures": _number_of_pictures(self.plan, cell) if self.plan.pictures else None,
             "note": f"adapter trained on {source}" if shares_source(source, [datamodule]) else "",
             "cell": asdict(cell),
         }
@@ -200,9 +200,15 @@ def _picture_folder(plan: Plan, cell: Cell) -> Path:
     return plan.results.joinpath("pictures", *(_safe(part) for part in parts if part))
 
 
+def _number_of_pictures(plan: Plan, cell: Cell) -> int:
+    """Those that are whole; the name of one that is being written begins with a dot."""
+    return sum(1 for path in _picture_folder(plan, cell).rglob("[!.]*.*") if path.is_file())
+
+
 def _pictures_missing(plan: Plan, cell: Cell, result: Mapping[str, Any]) -> bool:
-    """Whether pictures are wanted of a cell that was filled without them; ``False`` for a model that draws none."""
-    return plan.pictures and result.get("pictures") is not False and not _picture_folder(plan, cell).is_dir()
+    """Whether pictures are wanted of a cell that was filled without them, or some are gone since."""
+    drawn = result.get("pictures")
+    return plan.pictures and (drawn is None or _number_of_pictures(plan, cell) < drawn)
 
 
 def _sharing_weights(model: AnomalibModule) -> AnomalibModule:

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch.testing import assert_close
 
 from anomalib_fbclip.clip import TokenCache
@@ -56,7 +57,18 @@ def test_other_pixels_sizes_layers_and_backbones_are_other_entries(clip, calls, 
     assert (other[0] - clip.encode_image(images, LAYERS)[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08\0\0\0\0\0\0\0{}", b"half a file"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x08\0\0\0\0\0\0\0{}",
+        b"half a file",
+        save({"tokens": torch.zeros(2, 16, 64).half()}),
+        save({"tokens": torch.zeros(2, 17, 64)}),
+        save({"tokens": torch.full((2, 17, 64), torch.nan).half()}),
+    ],
+    ids=["empty", "nothing", "half", "shape", "type", "NaN"],
+)
 def test_damaged_entry_is_computed_anew(clip, calls, tmp_path, caplog, content):
     images = torch.randn(1, 3, 32, 32)
     cache = TokenCache(clip, LAYERS, tmp_path)

@@ -64,6 +64,8 @@ def test_refusals(clip, small_clip, tmp_path, monkeypatch):
     refuse(model, bad, "not an adapter")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         model.load_adapter(tmp_path / "nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match="aaa' does not exist"):
+        model.load_adapter("a" * 300)
 
 
 def test_published_format(golden_model, tmp_path):
