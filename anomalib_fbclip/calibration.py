@@ -91,7 +91,7 @@ class CalibratedModule(_Base):
         if not scores:
             msg = (
                 f"normal_source={str(normal_source)!r} holds no picture that can be read and is not in the few-shot "
-                f"memory: {unreadable}"
+                f"memory, give others: {unreadable}"
             )
             raise ValueError(msg)
         image = normal_quantile(torch.stack(scores), false_alarm_rate)
