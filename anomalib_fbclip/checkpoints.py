@@ -29,6 +29,8 @@ adapter file that they once came from need not exist any more."""
 _ABSENT = ("model.clip.", "evaluator.")
 _KEY = "anomalib_fbclip"
 _PRE_PROCESSOR = "anomalib_pre_processor_config"
+_FOLDER = 0x10
+"""Of a part that is marked as a folder, torch returns whatever the memory holds."""
 
 
 class NamingCheckpointIO(AnomalibCheckpointIO):
@@ -37,7 +39,11 @@ class NamingCheckpointIO(AnomalibCheckpointIO):
     def load_checkpoint(self, path: str | Path, *args, **kwargs) -> dict[str, Any]:
         """Load a checkpoint, see :func:`named`."""
         with named(path):
-            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+            try:
+                checkpoint = super().load_checkpoint(path, *args, **kwargs)
+            except (RuntimeError, ValueError) as error:
+                # torch reads parts of the archive that Python's zipfile does not look at.
+                raise _unreadable(path, " ".join(str(error).split())) from error
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
             raise _unreadable(path, "it has no state_dict")
         return checkpoint
@@ -68,7 +74,8 @@ def named(path: str | Path) -> Generator[None, None, None]:
 def _damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            altered = archive.testzip()
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr & _FOLDER]
+            altered = archive.testzip() or next(iter(folders), None)
     except Exception as error:  # noqa: BLE001  # what is no archive fails in many ways
         return f"it is cut off or of another kind ({error})"
     return None if altered is None else f"{altered} in it is altered"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from anomalib.data.datamodules.base.image import AnomalibDataModule
 
+from .sets import single_categories
+
 _HEAD = 1 << 16
 
 
@@ -47,7 +49,12 @@ def _pictures(datamodules: Sequence[AnomalibDataModule]) -> set[Path]:
 
 
 def _parts(datamodules: Sequence[AnomalibDataModule]) -> set[tuple[str, str]]:
-    return {(module.name, str(module.category)) for module in datamodules if module.category}
+    return {
+        (module.name, single)
+        for module in datamodules
+        if module.category
+        for single in single_categories(module.name, str(module.category))
+    }
 
 
 def _copies(left: Iterable[Path], right: Iterable[Path]) -> set[Path]:

@@ -4,6 +4,7 @@
 """Data modules by name, for one, several or all of their categories, and taken together."""
 
 import copy
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -16,6 +17,7 @@ from anomalib.data.datamodules.base.image import AnomalibDataModule
 from anomalib.data.datasets.base.image import AnomalibDataset
 
 from .catalogue import BY_CLASS, BY_NAME
+from .procedural.families import GROUPS
 
 ALL = "all"
 
@@ -113,8 +115,15 @@ def describe(datamodules: Sequence[AnomalibDataModule]) -> str:
     return "-".join((first.name, *names))
 
 
+def single_categories(name: str, category: str) -> set[str]:
+    """What a category, several in one word, or a group of drawn families stands for."""
+    words = set(re.split(r"[-+/]", category)) - {""}
+    groups = GROUPS if name == "ProceduralSurfaces" else {}
+    return {single for word in words for single in groups.get(word, (word,))}
+
+
 def shares_source(source: str | None, datamodules: Sequence[AnomalibDataModule]) -> bool:
-    """Whether an adapter's recorded source and some data sets are, in part, the same.
+    """Whether an adapter's recorded source and some data sets are, in part, the same: by their names alone.
 
     Args:
         source: As :func:`describe` wrote it, or as in the published weights (``mvtec``, ``visa``).
@@ -128,9 +137,9 @@ def shares_source(source: str | None, datamodules: Sequence[AnomalibDataModule])
         name, category = datamodule.name, str(datamodule.category or "")
         if source == name:
             return True
-        if source.startswith(f"{name}-"):
-            trained, tested = set(source.removeprefix(f"{name}-").split("-")), set(category.split("-"))
-            if trained & tested or ALL in trained or tested & {"", ALL}:
+        if source.startswith((f"{name}-", f"{name}/")):
+            trained, tested = single_categories(name, source[len(name) :]), single_categories(name, category)
+            if trained & tested or ALL in trained or not tested or ALL in tested:
                 return True
     return False
 

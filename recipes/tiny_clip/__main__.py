@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The whole recipe of the embedded backbone and its adapter: train both, then print the tables of their README.
+"""The whole recipe of the embedded backbone and its adapter: train both, then print the tables of the unseen families.
 
     python -m recipes.tiny_clip
     python -m recipes.tiny_clip --minutes 0.5 --steps 2 --ablation-steps 1 --each 4    # a dry run

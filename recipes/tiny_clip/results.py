@@ -89,9 +89,9 @@ def test(model: FBCLIP, datamodule: AnomalibDataModule) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def surfaces(family: str, each: int, variation: float) -> ProceduralSurfaces:
+def surfaces(family: str, each: int, variation: float, seed: int = SEED) -> ProceduralSurfaces:
     """The unseen family's test pictures."""
-    settings = {"num_train": 1, "num_test": each, "variation": variation, "seed": SEED, "eval_batch_size": 16}
+    settings = {"num_train": 1, "num_test": each, "variation": variation, "seed": seed, "eval_batch_size": 16}
     return ProceduralSurfaces(category=family, **settings)
 
 
@@ -128,6 +128,23 @@ def unseen(models: dict[str, FBCLIP], each: int, variation: float) -> None:
             rows.append([found[column] for column in COLUMNS])
         rows.append(list(np.mean(rows, 0)))
         logger.info("| %s | %s |", name, " | ".join(" / ".join(f"{100 * v:.1f}" for v in row) for row in rows))
+
+
+def draws(model: FBCLIP, each: int, variation: float, number: int) -> None:
+    """Log the mean over the unseen families for so many draws of the pictures, and how much the draws differ."""
+    logger.info(
+        "\nUnseen families, %d pictures each, variation %s, other draws of the pictures, percent",
+        each,
+        variation,
+    )
+    logger.info("| seed | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|")
+    rows = []
+    for seed in range(number):
+        found = [test(model, surfaces(family, each, variation, seed)) for family in TEST_ONLY_FAMILIES]
+        rows.append(np.mean([[values[column] for column in COLUMNS] for values in found], axis=0))
+        logger.info(line(str(seed), rows[-1]))
+    logger.info(line("mean", np.mean(rows, axis=0)))
+    logger.info(line("standard deviation", np.std(rows, axis=0)))
 
 
 def magnetic_tile(model: FBCLIP, folder: str) -> None:
@@ -174,6 +191,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="updates of the rows that are trained for the table")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="rows trained for the table")
     parser.add_argument("--variations", type=float, nargs="*", default=list(VARIATIONS))
+    parser.add_argument("--draws", type=int, default=0, metavar="N", help="measure N other draws of the pictures")
     parser.add_argument("--train-only", action="store_true", help="train the table's rows and stop")
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set")
     parser.add_argument(
@@ -199,6 +217,8 @@ def main() -> None:
         return
     for variation in arguments.variations:
         unseen(models, arguments.each, variation)
+    if arguments.draws:
+        draws(committed, arguments.each, 0.5, arguments.draws)
     if arguments.magnetic_tile:
         magnetic_tile(committed, arguments.magnetic_tile)
     if arguments.elpv:

@@ -7,6 +7,7 @@ import csv
 import logging
 import math
 import os
+import weakref
 from argparse import Namespace
 from inspect import signature
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from anomalib.cli import AnomalibCLI
 from anomalib.data import MVTecAD, Visa
 from anomalib.engine import Engine
+from anomalib.models.components import AnomalibModule
 from anomalib.pipelines import Benchmark
 from miniatures import write
 from safetensors import safe_open
@@ -84,7 +86,15 @@ def test_from_two_data_sets_to_one_table(
 ) -> None:
     built: list[str] = []
     get_model = run.get_model
-    monkeypatch.setattr(run, "get_model", lambda config: built.append(config["class_path"]) or get_model(config))
+    alive: list[weakref.ref] = []
+
+    def building(config: dict) -> AnomalibModule:
+        built.append(config["class_path"])
+        model = get_model(config)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(run, "get_model", building)
     monkeypatch.chdir(tmp_path)
     results = tmp_path / "results"
     words = ["--config", str(paper_table), "--root", str(root), "--results", str(results)]
@@ -108,6 +118,9 @@ def test_from_two_data_sets_to_one_table(
 
     # Zero-shot models are built once for each adapter, and trained ones for each category.
     assert built.count("FBCLIP") == 2
+    # No model outlives its row, though models and trainers know each other.
+    assert len(alive) > 5
+    assert not [reference for reference in alive if reference() is not None]
     # Both adapters are kept; each knows its source.
     sources = set()
     for path in (results / "adapters").glob("*.safetensors"):

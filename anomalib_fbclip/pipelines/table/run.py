@@ -4,6 +4,7 @@
 """Fills the cells of a table: builds each model once, and gives each category a copy that shares its weights."""
 
 import copy
+import gc
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ def run_plan(plan: Plan, report: Report) -> dict[str, str]:
                 except Exception as problem:  # one cell must not end the table
                     logger.debug("%s failed", cell, exc_info=True)
                     error = failed[cell.key] = f"{type(problem).__name__}: {str(problem).strip() or 'no message'}"
+            # A trained model and its trainer know each other: without this, each would stay to the end of the table.
+            gc.collect()
             report(cell, result, error)
     return failed
 

@@ -12,8 +12,10 @@ import torch
 from anomalib.data import MVTecAD, get_datamodule
 from miniatures import mvtec, visa, write
 
-from anomalib_fbclip import AuxiliaryTransfer, LabelledFolder
+from anomalib_fbclip import AuxiliaryTransfer, LabelledFolder, ProceduralSurfaces
+from anomalib_fbclip.clip.build import EMBEDDED
 from anomalib_fbclip.data.sets import describe, load_datamodule, shares_source, with_categories
+from anomalib_fbclip.fbclip import adapters
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +183,15 @@ def test_overlap_is_refused(roots: dict[str, Path], tmp_path: Path) -> None:
 )
 def test_an_adapters_own_source_is_recognised(source: str | None, category: str, same: bool) -> None:
     assert shares_source(source, [MVTecAD("x", category=category)]) is same
+
+
+def test_a_group_of_families_holds_its_families(tmp_path: Path) -> None:
+    fabric, wood = (ProceduralSurfaces(category=category, root=tmp_path) for category in ("fabric", "wood"))
+    shipped = adapters.read(EMBEDDED["tiny"] / "adapter.safetensors")[1]["source"]
+    for source in (shipped, "ProceduralSurfaces-train", "ProceduralSurfaces-fabric+foam"):
+        assert shares_source(source, [fabric])
+        assert not shares_source(source, [wood])
+    small = {"root": tmp_path, "image_size": 56, "num_train": 1, "num_test": 2}
+    source = ProceduralSurfaces(category=["fabric", "foam"], **small)
+    with pytest.raises(ValueError, match="both ProceduralSurfaces, category 'fabric'"):
+        AuxiliaryTransfer(source, ProceduralSurfaces(category="fabric", **small, seed=1)).setup()
