@@ -4,7 +4,7 @@
 """The whole recipe of the embedded backbone and its adapter: train both, then print the tables of the unseen families.
 
     python -m recipes.tiny_clip
-    python -m recipes.tiny_clip --minutes 0.5 --steps 2 --ablation-steps 1 --each 4    # a dry run
+    python -m recipes.tiny_clip --minutes 0.5 --steps 2 --each 4    # a dry run
 
 What is written goes over the files inside the package; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
 """
@@ -19,17 +19,17 @@ import sys
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=70, help="of the backbone's training, on two cores")
-    parser.add_argument("--steps", type=int, default=150, help="updates of the adapter")
-    parser.add_argument("--ablation-steps", type=int, default=60, help="updates of each ablation; the README's had 150")
+    parser.add_argument("--minutes", type=float, default=80, help="of the backbone's training, on two cores")
+    parser.add_argument("--steps", type=int, default=90, help="updates of the adapter and of each ablation")
     parser.add_argument("--each", type=int, default=40, help="pictures of each unseen family in the tables")
+    parser.add_argument("--draws", type=int, default=1, help="draws of them; the tables of the package's page had more")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     seed = ["--seed", str(options.seed)]
     for module, arguments in (
         ("train_backbone", [*seed, "--minutes", str(options.minutes)]),
         ("train_adapter", [*seed, "--steps", str(options.steps)]),
-        ("results", ["--steps", str(options.ablation_steps), "--each", str(options.each)]),
+        ("results", ["--steps", str(options.steps), "--each", str(options.each), "--draws", str(options.draws)]),
     ):
         command = [sys.executable, "-m", f"recipes.tiny_clip.{module}", *arguments]
         subprocess.run(command, check=True)  # noqa: S603  # our own modules

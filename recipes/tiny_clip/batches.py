@@ -18,6 +18,8 @@ from anomalib_fbclip.data.procedural.generator import finish, generate, scene
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+VARIATIONS = (0.5, 1.0)
+"""Strengths of the normal variation, as often one as the other: an inspection station and free pictures."""
 
 
 class Batch(NamedTuple):
@@ -39,9 +41,10 @@ def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
     """One training picture: mixtures of two textures, several defects, zoomed crops."""
     family = str(rng.choice(TRAIN_FAMILIES))
     full = round(size * rng.uniform(1.1, 1.6)) if rng.random() < 0.3 else size
-    surface = scene(family, rng, full)
+    variation = float(rng.choice(VARIATIONS))
+    surface = scene(family, rng, full, variation)
     if family not in OBJECTS and rng.random() < 0.2:
-        other = scene(str(rng.choice([name for name in TRAIN_FAMILIES if name not in OBJECTS])), rng, full)
+        other = scene(str(rng.choice([name for name in TRAIN_FAMILIES if name not in OBJECTS])), rng, full, variation)
         mixed = (
             surface.image * (0.35 + 1.1 * other.image.mean(2, keepdims=True))
             if rng.random() < 0.5
@@ -53,7 +56,7 @@ def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
         for _ in range(1 + int(rng.random() < 0.15)):
             spoiled = add_defect(rng, Surface(image, surface.part), str(rng.choice(KINDS)))
             image, mask, kind = spoiled.image, mask | spoiled.mask, spoiled.kind
-    image, _ = finish(rng, image, surface.image, mask)
+    image, _ = finish(rng, image, surface.image, mask, variation)
     top, left = rng.integers(0, full - size + 1, 2)
     image, mask = image[top : top + size, left : left + size], mask[top : top + size, left : left + size]
     if mask.sum() < 0.0008 * size * size:

@@ -53,7 +53,7 @@ def evaluate(
     model: CLIP,
     vocabulary: Vocabulary,
     each: int = 60,
-    sizes: tuple[int, ...] = (112, 176),
+    sizes: tuple[int, ...] = (112, 144, 176),
 ) -> dict[str, dict]:
     """Numbers of local contrast and of the backbone at every input size and at all sizes together."""
     images, masks, names = unseen_set(each=each)

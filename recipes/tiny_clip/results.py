@@ -6,8 +6,8 @@
     python -m recipes.tiny_clip.results
     python -m recipes.tiny_clip.results --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv 4
 
-The rows "trained for the table" are trained by the recipe of the adapter with the same pictures and the same number of
-updates each (``--steps``), once, into ``--work``. With 150 they differ from the committed adapter by their names alone.
+The rows of the ablations are trained by the recipe of the adapter, with the same pictures and the same number of
+updates (``--steps``), once, into ``--work``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from anomalib_fbclip.fbclip import adapters
 from anomalib_fbclip.metrics import ImageScores, ScoreHistogram
 from recipes.tiny_clip.baseline import local_contrast
 from recipes.tiny_clip.towers import Vocabulary, build
-from recipes.tiny_clip.train_adapter import SOURCE, train
+from recipes.tiny_clip.train_adapter import SOURCE, STEPS, train
 from recipes.tiny_clip.weights import export
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ VARIATIONS = (0.5, 1.0)
 """Strength of the generator's normal variation that is measured."""
 SEED = 1
 ROWS: dict[str, dict[str, Any]] = {
-    "full model": {},
     "without MSTFF (text: end-of-text only)": {"text_poolings": ["eot"]},
     "without MVFBE (view: tokens only)": {"views": ["id"]},
     "without suppression": {"suppression": False},
@@ -114,37 +113,38 @@ def line(name: str, values: Iterable[float]) -> str:
     return f"| {name} | " + " | ".join("-" if value != value else f"{100 * value:.1f}" for value in values) + " |"  # noqa: PLR0124  # NaN
 
 
-def unseen(models: dict[str, FBCLIP], each: int, variation: float) -> None:
-    """Log the table of the unseen families: per family and mean."""
+def unseen(models: dict[str, FBCLIP], each: int, variation: float, number: int) -> None:
+    """Log the tables of the unseen families: mean over the draws of the pictures, and the first model's single draws.
+
+    Args:
+        models: Rows of the table; local contrast is added.
+        each: Pictures of each family and draw.
+        variation: Strength of the generator's normal variation.
+        number: Draws, with the seeds 0, 1, ...; all rows see the same pictures.
+    """
     heads = [f"{family} I/P/O" for family in (*TEST_ONLY_FAMILIES, "mean")]
-    logger.info("\nUnseen families, variation %g, %d pictures each, seed %d, percent;", variation, each, SEED)
+    settings = (variation, each, number)
+    logger.info("\nUnseen families, variation %g, %d pictures each, mean over %d draws of them, percent;", *settings)
     logger.info("I/P/O: image AUROC / pixel AUROC / AUPRO")
     logger.info("| model | %s |\n|---%s|", " | ".join(heads), "|---" * len(heads))
+    measured = {}
     for name, model in (*models.items(), ("local contrast", None)):
-        rows = []
-        for family in TEST_ONLY_FAMILIES:
-            datamodule = surfaces(family, each, variation)
-            found = baseline(datamodule) if model is None else test(model, datamodule)
-            rows.append([found[column] for column in COLUMNS])
-        rows.append(list(np.mean(rows, 0)))
+        found = []
+        for seed in range(number):
+            sets = [surfaces(family, each, variation, seed) for family in TEST_ONLY_FAMILIES]
+            values = [baseline(one) if model is None else test(model, one) for one in sets]
+            found.append([[value[column] for column in COLUMNS] for value in values])
+        measured[name] = np.array(found)  # [draws, families, metrics]
+        rows = [*measured[name].mean(0), measured[name].mean((0, 1))]
         logger.info("| %s | %s |", name, " | ".join(" / ".join(f"{100 * v:.1f}" for v in row) for row in rows))
-
-
-def draws(model: FBCLIP, each: int, variation: float, number: int) -> None:
-    """Log the mean over the unseen families for so many draws of the pictures, and how much the draws differ."""
-    logger.info(
-        "\nUnseen families, %d pictures each, variation %s, other draws of the pictures, percent",
-        each,
-        variation,
-    )
+    name = next(iter(measured))
+    logger.info("\n%s, variation %g, draw by draw, percent", name, variation)
     logger.info("| seed | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|")
-    rows = []
-    for seed in range(number):
-        found = [test(model, surfaces(family, each, variation, seed)) for family in TEST_ONLY_FAMILIES]
-        rows.append(np.mean([[values[column] for column in COLUMNS] for values in found], axis=0))
-        logger.info(line(str(seed), rows[-1]))
-    logger.info(line("mean", np.mean(rows, axis=0)))
-    logger.info(line("standard deviation", np.std(rows, axis=0)))
+    draws = measured[name].mean(1)
+    for seed, values in enumerate(draws):
+        logger.info(line(str(seed), values))
+    logger.info(line("mean", draws.mean(0)))
+    logger.info(line("standard deviation", draws.std(0)))
 
 
 def magnetic_tile(model: FBCLIP, folder: str) -> None:
@@ -188,10 +188,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=40, help="pictures of each unseen family")
-    parser.add_argument("--steps", type=int, default=150, help="updates of the rows that are trained for the table")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates of the rows trained for the table")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="rows trained for the table")
     parser.add_argument("--variations", type=float, nargs="*", default=list(VARIATIONS))
-    parser.add_argument("--draws", type=int, default=0, metavar="N", help="measure N other draws of the pictures")
+    parser.add_argument("--draws", type=int, default=8, metavar="N", help="draws of the pictures, seeds 0 to N - 1")
     parser.add_argument("--train-only", action="store_true", help="train the table's rows and stop")
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set")
     parser.add_argument(
@@ -209,16 +209,13 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     cv2.setNumThreads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    committed = FBCLIP(backbone="tiny", metrics="full", visualizer=False).eval()
-    models = {"committed adapter": committed}
-    for name in arguments.rows:
-        models[f"{name}, {arguments.steps} updates"] = trained_for_the_table(name, arguments.steps, arguments.work)
+    rows = {name: trained_for_the_table(name, arguments.steps, arguments.work) for name in arguments.rows}
     if arguments.train_only:
         return
+    committed = FBCLIP(backbone="tiny", metrics="full", visualizer=False).eval()
+    models = {"FB-CLIP, committed": committed, **rows}
     for variation in arguments.variations:
-        unseen(models, arguments.each, variation)
-    if arguments.draws:
-        draws(committed, arguments.each, 0.5, arguments.draws)
+        unseen(models, arguments.each, variation, arguments.draws)
     if arguments.magnetic_tile:
         magnetic_tile(committed, arguments.magnetic_tile)
     if arguments.elpv:

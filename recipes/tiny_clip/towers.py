@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from anomalib_fbclip.data.procedural.captions import vocabulary_texts
 
-PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 112, 128, 8, 3, 128, 77
+PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 144, 128, 8, 3, 128, 77
 TAPS = (1, 2, 4, 6, 8)
 """Blocks, counted from 1, that FB-CLIP reads."""
 

@@ -3,7 +3,7 @@
 
 """Train the embedded CLIP on procedural surfaces: one command, two CPU cores, a fixed number of minutes.
 
-    python -m recipes.tiny_clip.train_backbone --minutes 70
+    python -m recipes.tiny_clip.train_backbone --minutes 80
 
 Two processes of one thread each average their gradients. Schedules follow the share of the time that is used up, so the
 learning rate always ends at zero in time, on any machine. Started again with the same ``--work``, it goes on.
@@ -29,7 +29,7 @@ from recipes.tiny_clip.batches import make_batch
 from recipes.tiny_clip.evaluate import evaluate
 from recipes.tiny_clip.losses import compute
 from recipes.tiny_clip.optim import build_optimisers
-from recipes.tiny_clip.towers import Vocabulary, build
+from recipes.tiny_clip.towers import IMAGE_SIZE, Vocabulary, build
 from recipes.tiny_clip.weights import export
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tiny_clip")
 
-STAGES = ((0.22, 64, 40), (0.50, 96, 24), (1.0, 112, 20))
+STAGES = ((0.22, 64, 40), (0.50, 96, 24), (0.80, 112, 20), (1.0, 144, 12))
 """(until this share of the time, image size, pictures a process and step)."""
+OTHER_SIZES = {112: ((144, 12), (144, 12)), 144: ((112, 20), (176, 8))}
+"""At these sizes every fourth step is of another one, in turn, so that tokens can be read at several."""
 SAVE_EVERY_S, LOOK_EVERY_S = 180.0, 600.0
 
 
@@ -117,8 +119,8 @@ class Trainer:
     def train_step(self, used: float) -> tuple[float, dict[str, float]]:
         """One batch, one update; returns the averaged clock and the losses."""
         size, count = next((size, count) for until, size, count in STAGES if used < until)
-        if size == STAGES[-1][1] and self.step % 8 == 7:
-            size, count = 144, 12
+        if size in OTHER_SIZES and self.step % 4 == 3:
+            size, count = OTHER_SIZES[size][self.step // 4 % 2]
         batch = make_batch(self.rng, count, size)
         losses = compute(self.model, self.vocabulary, batch, self.rng, self.step)
         self.model.zero_grad(set_to_none=True)
@@ -184,7 +186,7 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
             trainer.save()
         if now - looked > LOOK_EVERY_S:
             looked = now
-            trainer.look("look", each=24, sizes=(112,))
+            trainer.look("look", each=24, sizes=(IMAGE_SIZE,))
     if rank == 0:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         trainer.save()
@@ -198,7 +200,7 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=70.0, help="time budget; the schedules follow it")
+    parser.add_argument("--minutes", type=float, default=80.0, help="time budget; the schedules follow it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="./tiny_clip", help="folder for checkpoints")
     parser.add_argument("--out", default="anomalib_fbclip/clip/tiny/clip.safetensors")
