@@ -172,7 +172,7 @@ def self_test() -> Iterator[Finding]:
 
     begin = time.perf_counter()
     model = FBCLIP(backbone="tiny").eval()
-    sample = generate("wood", "hole", 112, seed=3, variation=0.5)
+    sample = generate("wood", "hole", model.image_size, seed=3, variation=0.5)
     pictures = torch.stack([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in (sample.clean, sample.image)])
     with torch.no_grad():
         found = model(pictures)

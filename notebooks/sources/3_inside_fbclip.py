@@ -29,7 +29,7 @@ from anomalib_fbclip.functional import tokens_to_grid
 # Drawn wood with a hole, and the same wood without it. The model has never seen wood.
 
 # %%
-sample = generate("wood", "hole", 112, seed=3, variation=0.5)
+sample = generate("wood", "hole", 144, seed=3, variation=0.5)
 lightning_model = FBCLIP(backbone="tiny").eval()
 model = lightning_model.model
 pictures = torch.stack([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in (sample.image, sample.clean)])

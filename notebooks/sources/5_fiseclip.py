@@ -29,7 +29,7 @@ from anomalib_fbclip.functional import tokens_to_grid
 
 # %%
 KINDS = ("hole", "good", "good", "crack", "good", "good", "stain", "good")
-samples = [generate("leather", kind, 112, seed=(5, number), variation=0.3) for number, kind in enumerate(KINDS)]
+samples = [generate("leather", kind, 144, seed=(5, number), variation=0.3) for number, kind in enumerate(KINDS)]
 lightning_model = FiSeCLIP(backbone="tiny", bank_size=0).eval()
 model = lightning_model.model
 pictures = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) / 255 for sample in samples])
@@ -74,19 +74,19 @@ for axis in axes.flat:
 def with_hole(sample, holed):
     picture = sample.clean.copy()
     if holed:
-        picture[60:76, 40:58] = 12
+        picture[77:98, 51:75] = 12
     return torch.from_numpy(picture).permute(2, 0, 1) / 255
 
 
-place = np.zeros((112, 112), dtype=bool)
-place[60:76, 40:58] = True
+place = np.zeros((144, 144), dtype=bool)
+place[77:98, 51:75] = True
 repeated = torch.stack([with_hole(sample, number < 6) for number, sample in enumerate(samples)])
 repeated = lightning_model.pre_processor.transform(repeated)
 found = {}
 for name, share in {"no filter": 0.0, "filter, top 20 % of the patches": 0.2}.items():
     other = FiSeCLIP(backbone="tiny", bank_size=0, filter_share=share, text_weight=0.0).eval().model
     distances = tokens_to_grid(other.analyse(repeated).distances)[:6]
-    inside = torch.from_numpy(place).view(14, 8, 14, 8).float().mean((1, 3)) > 0.5
+    inside = torch.from_numpy(place).view(18, 8, 18, 8).float().mean((1, 3)) > 0.5
     found[name] = float(distances[:, inside].mean() / distances[:, ~inside].mean())
 {name: f"the hole is {ratio:.1f} times as far from the references as the rest" for name, ratio in found.items()}
 

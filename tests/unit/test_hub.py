@@ -150,10 +150,10 @@ def test_a_model_shares_itself_and_is_loaded_as_its_card_says(server):
     assert place == "hf://owner/name/adapter.safetensors"
     assert server.created[0].get("private") or server.created[0].get("visibility") == "private"
     card = server.files["/owner/name/resolve/main/README.md"].decode()
-    assert f"--model.backbone tiny --model.image_size 112 --model.weights {place}" in card
+    assert f"--model.backbone tiny --model.image_size {model.image_size} --model.weights {place}" in card
     assert "| image_AUROC | 0.9 |" in card
     assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
-    again = FBCLIP(backbone="tiny", image_size=112, weights=place)
+    again = FBCLIP(backbone="tiny", image_size=model.image_size, weights=place)
     assert torch.equal(again.model.prompts.normal_context, model.model.prompts.normal_context)
     assert again.thresholds["image"] == pytest.approx(0.3)
 

@@ -52,7 +52,7 @@ def run(images, dtype, whole=False):
     [
         (torch.bfloat16, False, 0.1),
         (torch.float16, False, 0.03),
-        (torch.bfloat16, True, 0.25),
+        (torch.bfloat16, True, 0.35),
         (torch.float16, True, 0.03),
     ],
 )

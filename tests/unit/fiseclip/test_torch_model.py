@@ -238,8 +238,13 @@ def test_a_defect_in_a_few_pictures_stays_one_and_in_all_is_none(tiny):
     assert peak[[2, 5]].min() > 1
     # Of nine references one shows the same: it is among the nearest three, and the other two are far.
     assert (few.distances.amax(1)[[2, 5]] > 2 * few.distances.median()).all()
-    everywhere = FiSeCLIPModel(tiny)(stained(cloth(10), range(10)))
+    everywhere = FiSeCLIPModel(tiny, filter_share=0)(stained(cloth(10), range(10)))
     assert inside(everywhere.anomaly_map).max() < 0.5
+
+
+def test_the_filter_keeps_a_defect_that_is_in_all_pictures(tiny):
+    pictures = stained(cloth(10), range(10))
+    assert inside(FiSeCLIPModel(tiny)(pictures).anomaly_map).min() > 0.5
 
 
 def test_the_text_cannot_overrule_what_matches_everywhere(tiny):
