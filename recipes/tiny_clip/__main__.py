@@ -19,7 +19,7 @@ import sys
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=80, help="of the backbone's training, on two cores")
+    parser.add_argument("--minutes", type=float, default=70, help="of the backbone's training, on two cores")
     parser.add_argument("--steps", type=int, default=90, help="updates of the adapter and of each ablation")
     parser.add_argument("--each", type=int, default=40, help="pictures of each unseen family in the tables")
     parser.add_argument("--draws", type=int, default=1, help="draws of them; the tables of the package's page had more")

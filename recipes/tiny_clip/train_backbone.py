@@ -3,7 +3,7 @@
 
 """Train the embedded CLIP on procedural surfaces: one command, two CPU cores, a fixed number of minutes.
 
-    python -m recipes.tiny_clip.train_backbone --minutes 80
+    python -m recipes.tiny_clip.train_backbone --minutes 70
 
 Two processes of one thread each average their gradients. Schedules follow the share of the time that is used up, so the
 learning rate always ends at zero in time, on any machine. Started again with the same ``--work``, it goes on.
@@ -200,7 +200,7 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=80.0, help="time budget; the schedules follow it")
+    parser.add_argument("--minutes", type=float, default=70.0, help="time budget; the schedules follow it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", default="./tiny_clip", help="folder for checkpoints")
     parser.add_argument("--out", default="anomalib_fbclip/clip/tiny/clip.safetensors")
