@@ -39,7 +39,7 @@ logger = logging.getLogger("tiny_clip")
 
 STAGES = ((0.22, 64, 40), (0.50, 96, 24), (0.80, 112, 20), (1.0, 144, 12))
 """(until this share of the time, image size, pictures a process and step)."""
-OTHER_SIZES = {112: ((144, 12), (144, 12)), 144: ((112, 20), (176, 8))}
+OTHER_SIZES = {112: ((144, 12),), 144: ((112, 20), (176, 8))}
 """At these sizes every fourth step is of another one, in turn, so that tokens can be read at several."""
 SAVE_EVERY_S, LOOK_EVERY_S = 180.0, 600.0
 
@@ -120,7 +120,8 @@ class Trainer:
         """One batch, one update; returns the averaged clock and the losses."""
         size, count = next((size, count) for until, size, count in STAGES if used < until)
         if size in OTHER_SIZES and self.step % 4 == 3:
-            size, count = OTHER_SIZES[size][self.step // 4 % 2]
+            others = OTHER_SIZES[size]
+            size, count = others[self.step // 4 % len(others)]
         batch = make_batch(self.rng, count, size)
         losses = compute(self.model, self.vocabulary, batch, self.rng, self.step)
         self.model.zero_grad(set_to_none=True)
