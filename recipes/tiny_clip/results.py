@@ -70,7 +70,9 @@ def trained_for_the_table(name: str, steps: int, folder: Path) -> FBCLIP:
     model = FBCLIP(backbone="tiny", weights=None, metrics="full", visualizer=False, seed=0, **ROWS[name])
     if "random" in name:
         random_backbone(model, folder, seed=0)
-    path = folder / f"{name.split(' (', maxsplit=1)[0].replace(' ', '_')}_{steps}.safetensors"
+    # Rows of another backbone, from an earlier run of the recipe, are other files.
+    short, backbone = name.split(" (", maxsplit=1)[0].replace(" ", "_"), model.model.clip.fingerprint()[:8]
+    path = folder / f"{short}_{steps}_{backbone}.safetensors"
     if path.is_file():
         model.model.load_adapter(path)
     else:
@@ -137,6 +139,8 @@ def unseen(models: dict[str, FBCLIP], each: int, variation: float, number: int) 
         measured[name] = np.array(found)  # [draws, families, metrics]
         rows = [*measured[name].mean(0), measured[name].mean((0, 1))]
         logger.info("| %s | %s |", name, " | ".join(" / ".join(f"{100 * v:.1f}" for v in row) for row in rows))
+    if number == 1:
+        return
     name = next(iter(measured))
     logger.info("\n%s, variation %g, draw by draw, percent", name, variation)
     logger.info("| seed | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|")
