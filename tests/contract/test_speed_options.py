@@ -70,7 +70,7 @@ def test_the_limit_of_the_cache_is_in_gigabytes(model, surfaces, engine, tmp_pat
 def test_half_precision_of_the_trainer_gives_the_same_metrics(surfaces, engine) -> None:
     found = {}
     for precision in ("32-true", "bf16-mixed", "16-true"):
-        fbclip = FBCLIP(backbone="tiny", metrics="full", visualizer=False)
+        fbclip = FBCLIP(backbone="tiny", image_size=72, metrics="full", visualizer=False)
         (found[precision],) = engine(precision=precision, limit_val_batches=0).test(
             fbclip,
             datamodule=surfaces(image_size=112),
