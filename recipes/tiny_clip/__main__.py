@@ -1,9 +1,10 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The whole recipe of the embedded backbone and its adapter: train both, then print the tables of the unseen families.
+"""The whole recipe of the embedded backbone and its adapter: train both, then print the tables of their page.
 
     python -m recipes.tiny_clip
+    python -m recipes.tiny_clip --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv 4    # real pictures, too
     python -m recipes.tiny_clip --minutes 0.5 --steps 2 --each 4    # a dry run
 
 What is written goes over the files inside the package; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
@@ -24,12 +25,16 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=40, help="pictures of each unseen family in the tables")
     parser.add_argument("--draws", type=int, default=1, help="draws of them; the tables of the package's page had more")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set, to be measured at the end")
+    parser.add_argument("--elpv", type=int, default=0, metavar="N", help="measure every N-th cell of elpv-dataset")
     options = parser.parse_args()
+    tiles = ["--magnetic-tile", options.magnetic_tile] if options.magnetic_tile else []
+    tables = ["--each", str(options.each), "--draws", str(options.draws), "--elpv", str(options.elpv), *tiles]
     seed = ["--seed", str(options.seed)]
     for module, arguments in (
         ("train_backbone", [*seed, "--minutes", str(options.minutes)]),
         ("train_adapter", [*seed, "--steps", str(options.steps)]),
-        ("results", ["--steps", str(options.steps), "--each", str(options.each), "--draws", str(options.draws)]),
+        ("results", ["--steps", str(options.steps), *tables]),
     ):
         command = [sys.executable, "-m", f"recipes.tiny_clip.{module}", *arguments]
         subprocess.run(command, check=True)  # noqa: S603  # our own modules
