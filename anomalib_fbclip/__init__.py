@@ -3,59 +3,25 @@
 
 """FB-CLIP for anomalib: zero-shot anomaly detection with a foreground-background view of CLIP.
 
-Importing this package costs nothing: every public name below is loaded when it is first used (PEP 562).
-The models register themselves with anomalib, see :mod:`anomalib_fbclip.registration`.
+Importing this package costs nothing: every public name of :data:`anomalib_fbclip.registration.EXPORTS` is loaded when
+it is first used (PEP 562). The models register themselves with anomalib, see :mod:`anomalib_fbclip.registration`.
 """
 
 from importlib import import_module
+from typing import Any
+
+from anomalib_fbclip.registration import EXPORTS
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "AdapterCheckpoint": "anomalib_fbclip.callbacks",
-    "AuxiliaryTransfer": "anomalib_fbclip.data",
-    "DAGM": "anomalib_fbclip.data",
-    "DTDSynthetic": "anomalib_fbclip.data",
-    "FBCLIP": "anomalib_fbclip.fbclip",
-    "FBCLIPModel": "anomalib_fbclip.fbclip",
-    "FiSeCLIP": "anomalib_fbclip.fiseclip",
-    "FiSeCLIPModel": "anomalib_fbclip.fiseclip",
-    "FrozenCLIP": "anomalib_fbclip.clip",
-    "HeadCT": "anomalib_fbclip.data",
-    "LabelledFolder": "anomalib_fbclip.data",
-    "MagneticTile": "anomalib_fbclip.data",
-    "PictureFolder": "anomalib_fbclip.data",
-    "PredictionIndex": "anomalib_fbclip.callbacks",
-    "ProceduralSurfaces": "anomalib_fbclip.data",
-    "StageMaps": "anomalib_fbclip.callbacks.stage_maps",
-}
-
-__all__ = [
-    "AdapterCheckpoint",
-    "AuxiliaryTransfer",
-    "DAGM",
-    "DTDSynthetic",
-    "FBCLIP",
-    "FBCLIPModel",
-    "FiSeCLIP",
-    "FiSeCLIPModel",
-    "FrozenCLIP",
-    "HeadCT",
-    "LabelledFolder",
-    "MagneticTile",
-    "PictureFolder",
-    "PredictionIndex",
-    "ProceduralSurfaces",
-    "StageMaps",
-    "__version__",
-]
+__all__ = ["__version__", *EXPORTS]  # noqa: PLE0604  # strings all of them
 
 
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # classes of many kinds
+    if name not in EXPORTS:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(import_module(_EXPORTS[name]), name)
+    return getattr(import_module(EXPORTS[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@
 
 import sys
 
-from anomalib_fbclip.cli import main
+from anomalib_fbclip.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

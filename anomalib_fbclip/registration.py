@@ -1,12 +1,12 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Everything that touches anomalib's tables, in one place.
+"""The one table of this package's public classes, and everything that touches anomalib's tables.
 
 anomalib 2.7 has no plug-in hook. Its CLI and ``get_model`` find a model by name among the attributes of
 ``anomalib.models`` and the direct subclasses of ``AnomalibModule``, and by path in the modules of ``ALLOWED_MODULES``;
 ``get_datamodule`` looks among the attributes of ``anomalib.data``; the CLI takes its pipelines from a dictionary. All
-functions may be called any number of times.
+functions may be called any number of times. Only the standard library is imported here.
 """
 
 import sys
@@ -16,6 +16,8 @@ MODELS = {
     "FBCLIP": "anomalib_fbclip.fbclip.lightning_model",
     "FiSeCLIP": "anomalib_fbclip.fiseclip.lightning_model",
 }
+"""Models of anomalib: name of the class -> its module."""
+
 DATAMODULES = {
     "AuxiliaryTransfer": "anomalib_fbclip.data.auxiliary_transfer",
     "DAGM": "anomalib_fbclip.data.dagm",
@@ -25,6 +27,26 @@ DATAMODULES = {
     "MagneticTile": "anomalib_fbclip.data.magnetic_tile",
     "ProceduralSurfaces": "anomalib_fbclip.data.procedural_surfaces",
 }
+"""Data modules of anomalib, likewise."""
+
+EXPORTS = {
+    **MODELS,
+    **DATAMODULES,
+    "AdapterCheckpoint": "anomalib_fbclip.adapted.adapter_checkpoint",
+    "FBCLIPModel": "anomalib_fbclip.fbclip.torch_model",
+    "FiSeCLIPModel": "anomalib_fbclip.fiseclip.torch_model",
+    "FrozenCLIP": "anomalib_fbclip.clip.frozen",
+    "PictureFolder": "anomalib_fbclip.data.picture_folder",
+    "PredictionIndex": "anomalib_fbclip.host.prediction_index",
+    "StageMaps": "anomalib_fbclip.callbacks.stage_maps",
+}
+"""Public names of this package, loaded when they are first used."""
+
+PIPELINES = {"table": ("anomalib_fbclip.pipelines.table.pipeline", "Table")}
+"""Subcommands of ``anomalib`` -> module and class."""
+
+PUBLISHED_FORMATS = ("anomalib_fbclip.fbclip.published",)
+"""Modules that register a reader of weights in the form in which their authors publish them."""
 
 
 def register_models() -> None:
@@ -47,7 +69,8 @@ def register_pipelines() -> None:
     """Make ``anomalib table`` stand beside ``anomalib benchmark``, where the command line is already imported."""
     registry = getattr(sys.modules.get("anomalib.cli.pipelines"), "PIPELINE_REGISTRY", None)
     if registry is not None:
-        registry.setdefault("table", import_module("anomalib_fbclip.pipelines.table.pipeline").Table)
+        for name, (module, pipeline) in PIPELINES.items():
+            registry.setdefault(name, getattr(import_module(module), pipeline))
 
 
 def _expose(host: object, table: dict[str, str]) -> None:

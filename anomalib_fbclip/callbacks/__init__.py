@@ -3,7 +3,7 @@
 
 """Lightning callbacks of this package."""
 
-from .adapter_checkpoint import AdapterCheckpoint
-from .prediction_index import PredictionIndex
+from anomalib_fbclip.adapted.adapter_checkpoint import AdapterCheckpoint
+from anomalib_fbclip.host.prediction_index import PredictionIndex
 
 __all__ = ["AdapterCheckpoint", "PredictionIndex"]

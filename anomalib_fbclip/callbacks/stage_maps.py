@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Draws what every stage of FB-CLIP sees, one picture for each image (paper, Figures 4 and 5)."""
+"""Draws the maps of every stage of a model, one picture for each image."""
 
 import fnmatch
 import logging
@@ -17,20 +17,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from anomalib_fbclip.fbclip.stages import Stages
-from anomalib_fbclip.functional import tokens_to_grid
-from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
+from anomalib_fbclip.adapted.stages import Stages
+from anomalib_fbclip.common.functional import tokens_to_grid
+from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
-
-GROUPS = {
-    "mask": ("Foreground", "gray", 0.0, 1.0),
-    "view": ("Views: cosine to the class token", "viridis", 0.0, 1.0),
-    "gate": ("Gates: share of the foreground stream", "cividis", 0.0, 1.0),
-    "background": ("Cosine to the background prototype", "bone", 0.0, 1.0),
-    "text": ("Text: cosine to abnormal minus normal", "coolwarm", -0.6, 0.6),
-}
-"""Title, colours and scale of each group of panels. The scales are fixed, so pictures can be laid side by side."""
 
 PROBABILITY = ("inferno", 0.0, 1.0)
 """Colours and scale of every map of probabilities."""
@@ -41,8 +32,9 @@ _PANEL, _GAP, _MARGIN, _TOP = 1.0, 0.3, 0.75, 2.5
 class StageMaps(Callback):
     """Write one picture of all stages for each chosen image of a test or prediction run.
 
-    Mask, views, gates, similarity to the background prototype and to the texts for every block, and the map without and
-    with background suppression. Of several processes the first one draws, from its share. Drawing takes about a second
+    What is drawn is the model's own: :meth:`Stages.panels` for every block, :meth:`Stages.maps` above them. For FB-CLIP
+    mask, views, gates, similarity to the background prototype and to the texts, and the map without and with background
+    suppression. Of several processes the first one draws, from its share. Drawing takes about a second
     an image, and the model runs a second time on it.
 
     Args:
@@ -52,7 +44,7 @@ class StageMaps(Callback):
 
     Raises:
         ValueError: If ``num_images`` is below 1.
-        TypeError: When the run starts, if the model is no FB-CLIP.
+        TypeError: When the run starts, if the model has no record of stages.
 
     Example:
         >>> engine = Engine(callbacks=[StageMaps(num_images=4, pattern="*/crack/*")])  # doctest: +SKIP
@@ -75,8 +67,8 @@ class StageMaps(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a model without stages, begin to count anew."""
         del trainer, stage
-        if not hasattr(getattr(pl_module, "model", None), "attended_views"):
-            msg = f"StageMaps draws the stages of FBCLIP, the model is {type(pl_module).__name__}: leave it out."
+        if not hasattr(getattr(pl_module, "model", None), "record"):
+            msg = f"StageMaps draws models with a record of stages; {type(pl_module).__name__} has none: leave it out."
             raise TypeError(msg)
         self.paths = []
 
@@ -139,8 +131,7 @@ class StageMaps(Callback):
             name = Path(names[index])
             mask = None if batch.gt_mask is None else _numpy(batch.gt_mask[index].squeeze())
             title = f"{name.parent.name}/{name.name}"
-            layers, views = pl_module.model.feature_layers, pl_module.model.views
-            figure = draw_stages(stages, layers, views, place, _numpy(pictures[place]), mask, title)
+            figure = draw_stages(stages, pl_module.model.feature_layers, place, _numpy(pictures[place]), mask, title)
             path = self._free(folder / name.parent.name / name.stem)
             path.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(path)
@@ -157,7 +148,6 @@ class StageMaps(Callback):
 def draw_stages(
     stages: Stages,
     feature_layers: Sequence[int],
-    views: Sequence[str],
     index: int,
     picture: np.ndarray,
     mask: np.ndarray | None = None,
@@ -168,7 +158,6 @@ def draw_stages(
     Args:
         stages: Record of ``model(images, return_stages=True)``.
         feature_layers: Numbers of the blocks, ``model.feature_layers``.
-        views: Names of the views, ``model.views``.
         index: Place of the image in the batch.
         picture: The image ``[H, H, 3]``, values 0..1.
         mask: True defect ``[H, H]``, outlined where it is given.
@@ -177,9 +166,8 @@ def draw_stages(
     Returns:
         Figure: For ``savefig``, or to be shown in a notebook.
     """
-    grids = _grids(stages, index)
-    counts = {name: 1 if name == "mask" else len(views) for name in GROUPS if grids[name]}
-    width = 2 * _MARGIN + sum(counts.values()) * _PANEL + (len(counts) - 1) * _GAP
+    groups = stages.panels()
+    width = 2 * _MARGIN + sum(len(group.columns) for group in groups) * _PANEL + (len(groups) - 1) * _GAP
     width = max(width, 2 * _MARGIN + 5 * (_TOP - 0.5 + _GAP))
     height = _TOP + 1.2 + len(feature_layers) * _PANEL + 0.5
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
@@ -193,40 +181,24 @@ def draw_stages(
     _draw_maps(figure, panel, stages, index, picture, mask)
     top = _TOP + 1.2
     left = _MARGIN
-    for name, count in counts.items():
-        heading, colours, low, high = GROUPS[name]
+    for group in groups:
+        count = len(group.columns)
         at = ((left + count * _PANEL / 2) / width, 1 - (top - 0.27) / height)
-        figure.text(*at, heading, ha="center", va="bottom", fontsize=9, weight="bold")
+        figure.text(*at, group.title, ha="center", va="bottom", fontsize=9, weight="bold")
         for row, layer in enumerate(feature_layers):
-            for column in range(count):
+            for column, heading in enumerate(group.columns):
                 axes = panel(left + column * _PANEL + 0.02, top + row * _PANEL + 0.02, _PANEL - 0.04)
-                axes.imshow(grids[name][row * count + column], cmap=colours, vmin=low, vmax=high)
-                if row == 0 and name != "mask":
-                    axes.set_title(views[column].upper(), fontsize=8, pad=2)
-                if name == "mask":
+                grid = _numpy(tokens_to_grid(group.grids[row * count + column][index]))
+                axes.imshow(grid, cmap=group.colours, vmin=group.low, vmax=group.high)
+                if row == 0:
+                    axes.set_title(heading, fontsize=8, pad=2)
+                if column == 0 and group is groups[0]:
                     axes.set_ylabel(f"block {layer}", fontsize=9)
-        _colour_bar(figure, (left, top + len(feature_layers) * _PANEL + 0.1, count * _PANEL), colours, low, high)
+        place = (left, top + len(feature_layers) * _PANEL + 0.1, count * _PANEL)
+        _colour_bar(figure, place, group.colours, group.low, group.high)
         left += count * _PANEL + _GAP
     figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top", parse_math=False)
     return figure
-
-
-def _grids(stages: Stages, index: int) -> dict[str, list[np.ndarray]]:
-    """What is drawn of each group, block by block and view by view in each."""
-    views: list[torch.Tensor] = []
-    for layer, tokens in enumerate(stages.image_tokens):
-        sets = {"id": tokens, "sem": stages.view_sem[layer : layer + 1], "spa": stages.view_spa[layer : layer + 1]}
-        shown = [tokens] if stages.attended_id else []
-        shown += [view[0] for name, view in sets.items() if name != "id" and len(view)]
-        views += [torch.cosine_similarity(view[:, 1:], view[:, :1], dim=-1) for view in shown]
-    groups = {
-        "mask": stages.foreground_mask,
-        "view": views,
-        "gate": [gate[:, 1:] for gate in stages.gates],
-        "background": [similarity[:, 1:] for similarity in stages.background_similarity],
-        "text": [(similarity[..., 1] - similarity[..., 0])[:, 1:] for similarity in stages.text_similarity],
-    }
-    return {name: [_numpy(tokens_to_grid(values[index])) for values in group] for name, group in groups.items()}
 
 
 def _draw_maps(
@@ -244,8 +216,7 @@ def _draw_maps(
     shown: dict[str, torch.Tensor | None] = {
         "picture" if mask is None else "picture, defect outlined": None,
         **known,
-        "without background suppression": stages.anomaly_map_grid_before,
-        "with background suppression": stages.anomaly_map_grid,
+        **stages.maps(),
         f"result, smoothed; score {float(stages.pred_score[index]):.3f}": stages.anomaly_map_smoothed,  # type: ignore[index]
     }
     step = size + _GAP

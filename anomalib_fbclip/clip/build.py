@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from anomalib_fbclip.functional import is_dense
+from anomalib_fbclip.common.functional import is_dense
 
 if TYPE_CHECKING:
     from .frozen import FrozenCLIP

@@ -5,14 +5,14 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+
+from anomalib_fbclip.common.files import replacing
 
 from .frozen import FrozenCLIP
 
@@ -124,7 +124,6 @@ class TokenCache:
                 )
             self._said_full = True
             return
-        aside = file.with_name(f".{file.stem}.{os.getpid()}-{uuid4().hex[:8]}.tmp")
-        aside.write_bytes(content)
-        aside.replace(file)
+        with replacing(file) as aside:
+            aside.write_bytes(content)
         self._used += len(content)

@@ -4,44 +4,17 @@
 """Data modules of this package."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from .auxiliary_transfer import AuxiliaryTransfer
-    from .dagm import DAGM
-    from .dtd_synthetic import DTDSynthetic
-    from .head_ct import HeadCT
-    from .labelled_folder import LabelledFolder
-    from .magnetic_tile import MagneticTile
-    from .picture_folder import PictureFolder
-    from .procedural_surfaces import ProceduralSurfaces
+from anomalib_fbclip.registration import EXPORTS
 
-__all__ = [
-    "AuxiliaryTransfer",
-    "DAGM",
-    "DTDSynthetic",
-    "HeadCT",
-    "LabelledFolder",
-    "MagneticTile",
-    "PictureFolder",
-    "ProceduralSurfaces",
-]
-
-_MODULES = {
-    "AuxiliaryTransfer": "auxiliary_transfer",
-    "DAGM": "dagm",
-    "DTDSynthetic": "dtd_synthetic",
-    "HeadCT": "head_ct",
-    "LabelledFolder": "labelled_folder",
-    "MagneticTile": "magnetic_tile",
-    "PictureFolder": "picture_folder",
-    "ProceduralSurfaces": "procedural_surfaces",
-}
+_MODULES = {name: module for name, module in EXPORTS.items() if module.startswith(f"{__name__}.")}
+__all__ = list(_MODULES)
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # classes of many kinds
     # The generator is used without anomalib, by the recipe of the embedded backbone among others.
     if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return getattr(import_module(_MODULES[name]), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -1,13 +1,14 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Foreground-background attention (paper, eq. 22-23), projected once for all views of a block.
+"""Foreground-background attention (FB-CLIP, https://arxiv.org/abs/2603.19608, eq. 22-23).
 
-Each view is a linear mixture of the block's tokens, and a stream's LayerNorm takes from a gated token no more than its
-mean and a factor. So query, key, value and the gate's first layer of every view are the same mixture of *one*
-projection of the tokens, times a factor for each token: two thirds of the projections fall away. The views of a block
-share it, and a few heads go through one attention call at a time where memory counts. The literal form is in
-``tests/reference``.
+Axes: B images, N = 1 + L tokens, class token first, D width of the visual tokens, h heads of 64.
+:meth:`ForegroundBackgroundAttention.forward` is the equation. :meth:`ForegroundBackgroundAttention.attend` gives the
+same for all views of a block at once. It is fast for two reasons. Each view is a linear mixture of the block's tokens,
+and LayerNorm of a gated token needs no more than the token's mean and one factor. So query, key, value and the gate's
+first layer of every view are the same mixture of *one* projection of the tokens, times a factor for each token: two
+thirds of the projections are not computed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from .views import Mixing, identity_mixing
+from .views import Mixing
 
 HEADS = 8
 HEAD_WIDTH = 64
@@ -25,11 +26,15 @@ _INNER = HEADS * HEAD_WIDTH
 HEADS_AT_ONCE = 2
 """Of the 16 heads of both streams, on a CPU: as fast as all together, with an eighth of the projections in memory."""
 _LARGEST_LOGIT = 30.0
-"""Beyond it a stream's tokens vanish against LayerNorm's eps (1e-10 is left); its exp(60) stays in float32."""
+"""Beyond it a stream's tokens are below LayerNorm's eps (1e-10 is left); its exp(60) stays in float32."""
 
 
 class Stream(nn.Module):
-    """The parameters of one stream: LayerNorm, q, k, v without bias, a learnable scale, output projection."""
+    """Self-attention of one stream (eq. 23): LayerNorm, query, key, value, a learnable scale, output projection.
+
+    Args:
+        width: Width D of the tokens.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,6 +44,16 @@ class Stream(nn.Module):
         self.to_v = nn.Linear(width, _INNER, bias=False)
         self.to_out = nn.Linear(_INNER, width)
         self.scale = nn.Parameter(torch.tensor(HEAD_WIDTH**-0.5))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Attend over the gated tokens ``[B, N, D]`` of one stream."""
+        tokens = self.norm(tokens)
+        query, key, value = (
+            project(tokens).unflatten(-1, (HEADS, HEAD_WIDTH)).transpose(1, 2)  # [B, h, N, 64]
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        weights = (query @ key.mT * self.scale).softmax(dim=-1)  # [B, h, N, N]
+        return self.to_out((weights @ value).transpose(1, 2).flatten(2))
 
 
 class FoldedHeads(NamedTuple):
@@ -58,7 +73,7 @@ class FoldedHeads(NamedTuple):
 
 
 class ForegroundBackgroundAttention(nn.Module):
-    """A gate parts each token into a foreground and a background stream; both attend, their sum is normalised.
+    """A gate splits each token into a foreground and a background stream; both attend, their sum is normalised.
 
     One module serves all layers and views.
 
@@ -74,15 +89,18 @@ class ForegroundBackgroundAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Attend over one token set.
+        """The equation, on one token set.
 
         Args:
-            tokens: Tokens ``[B, N, D]``, class token first.
+            tokens: Tokens ``[B, N, D]``.
 
         Returns:
             torch.Tensor: ``[B, N, D]``.
         """
-        return self.attend(tokens, [identity_mixing], [tokens.float().var(dim=-1, correction=0, keepdim=True)])[0]
+        gate = self.gate(tokens)  # eq. 22, [B, N, 1]
+        foreground = self.foreground(tokens * gate)
+        background = self.background(tokens * (1 - gate))
+        return self.norm(foreground + background)  # eq. 23
 
     def attend(
         self,
@@ -90,10 +108,10 @@ class ForegroundBackgroundAttention(nn.Module):
         mixings: Sequence[Mixing],
         variances: Sequence[torch.Tensor],
     ) -> list[torch.Tensor]:
-        """Attend over each view of one block.
+        """Fast form of :meth:`forward` for each view of one block.
 
         Args:
-            tokens: Tokens of the block ``[B, N, D]``, class token first.
+            tokens: Tokens of the block ``[B, N, D]``.
             mixings: What makes each view of them.
             variances: Variance over D of each view's tokens ``[B, N, 1]``.
 

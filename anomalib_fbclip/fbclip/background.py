@@ -1,7 +1,13 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Background prototype and suppression (paper, eq. 24-31)."""
+"""Background prototype and suppression (FB-CLIP, https://arxiv.org/abs/2603.19608, eq. 24-31).
+
+Axes: B images, N = 1 + L tokens, class token first, D width of the visual tokens. The literal forms are fast as they
+are. :func:`suppress_background` is linear in feature and prototype for a given weight, so a projection may come before
+it as well as after it: ``project(suppress(F, P, w)) = suppress(project(F), project(P), w)``. The model projects first,
+as it then projects the prototype once and holds no suppressed tokens of width D.
+"""
 
 from collections.abc import Sequence
 
@@ -9,14 +15,13 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 BANKS = ("half", "full")
-_EPS = 1e-8
 
 
 def background_prototype(features: Sequence[torch.Tensor], bank: str = "half") -> torch.Tensor:
-    """Prototype of the background over all layers and views.
+    """Prototype of the background over all blocks and views (eq. 24-26).
 
     Args:
-        features: Attended features, each ``[B, N, D]`` with N = 1 + L tokens, class token first.
+        features: Attended features, each ``[B, N, D]``.
         bank: ``"half"``: the first ``N // 2`` tokens of each feature, that is the class token and the upper half of
             the image; ``"full"``: all N (paper, Table 5).
 
@@ -25,61 +30,36 @@ def background_prototype(features: Sequence[torch.Tensor], bank: str = "half") -
     """
     count = features[0].shape[1]
     # A single patch leaves the class token: an empty bank has no mean.
-    kept = max(count // 2, 1) if bank == "half" else count
+    kept = max(count // 2, 1) if bank == "half" else count  # eq. 24
+    # Mean and maximum of the concatenated bank (eq. 25), without the concatenation.
     mean = torch.stack([feature[:, :kept].mean(dim=1) for feature in features]).mean(dim=0)
     peak = torch.stack([feature[:, :kept].amax(dim=1) for feature in features]).amax(dim=0)
-    return 0.5 * mean + 0.5 * peak
+    return 0.5 * mean + 0.5 * peak  # eq. 26
 
 
-def suppress_background(feature: torch.Tensor, prototype: torch.Tensor) -> torch.Tensor:
-    """Move each token away from the background prototype, the more the less it resembles it.
+def background_dissimilarity(feature: torch.Tensor, prototype: torch.Tensor) -> torch.Tensor:
+    """Weight of each token in the suppression: ``1 - cos`` to the prototype (eq. 27, 30).
 
     Args:
         feature: Attended tokens ``[B, N, D]``.
         prototype: Background prototype ``[B, D]``.
 
     Returns:
-        torch.Tensor: ``0.5 F + 0.5 (F - prototype)(1 - cos(F, prototype))``, ``[B, N, D]``.
+        torch.Tensor: ``[B, N, 1]`` in [0, 2].
     """
-    prototype = prototype[:, None]
-    weight = 1 - F.cosine_similarity(feature, prototype, dim=-1)[..., None]
-    return 0.5 * feature + 0.5 * (feature - prototype) * weight
+    return 1 - F.cosine_similarity(feature, prototype[:, None], dim=-1)[..., None]
 
 
-def suppressed_similarity(
-    feature: torch.Tensor,
-    prototype: torch.Tensor | None,
-    projection: torch.Tensor,
-    texts: torch.Tensor,
-) -> torch.Tensor:
-    """Cosine of the suppressed, projected tokens with the text features, without building those tokens.
-
-    Suppression gives ``a F - b P`` with two numbers a, b for each token, so the projected token's dot products and its
-    norm follow from those of the projected F and P.
+def suppress_background(feature: torch.Tensor, prototype: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Move each token away from the background prototype (eq. 28, 30-31).
 
     Args:
-        feature: Attended tokens ``[B, N, D]``.
-        prototype: Background prototype ``[B, D]``; ``None``: no suppression.
-        projection: CLIP's visual projection ``[D, d]``.
-        texts: Text features ``[2, d]``, of unit length.
+        feature: Attended tokens ``[B, N, D]``, or their projections.
+        prototype: Background prototype ``[B, D]``, or its projection.
+        weight: See :func:`background_dissimilarity`, ``[B, N, 1]``.
 
     Returns:
-        torch.Tensor: ``[B, N, 2]``, in float32.
+        torch.Tensor: Of the shape of ``feature``.
     """
-    joint = (feature @ projection).float()
-    texts = texts.float()
-    with torch.autocast(joint.device.type, enabled=False):
-        if prototype is None:
-            return F.normalize(joint, dim=-1) @ texts.T
-        feature, prototype = feature.float(), prototype.float()
-        norms = (
-            feature.norm(dim=-1, keepdim=True).clamp(min=_EPS) * prototype.norm(dim=-1).clamp(min=_EPS)[:, None, None]
-        )
-        weight = 1 - feature @ prototype[..., None] / norms
-        a, b = 0.5 + 0.5 * weight, 0.5 * weight  # [B, N, 1]
-        point = prototype @ projection.float()  # [B, d]
-        along_texts = a * (joint @ texts.T) - b * (point @ texts.T)[:, None]
-        along_point = joint @ point[..., None]
-        square = a * a * joint.square().sum(dim=-1, keepdim=True) - 2 * a * b * along_point
-        square = square + b * b * point.square().sum(dim=-1)[:, None, None]
-        return along_texts / square.clamp(min=_EPS**2).sqrt()
+    anomaly = feature - prototype[:, None]  # eq. 28; its norm, the reconstruction error of eq. 29, enters no score
+    return 0.5 * feature + 0.5 * anomaly * weight  # eq. 30-31

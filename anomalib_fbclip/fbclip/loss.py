@@ -1,7 +1,10 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Focal, dice and semantic consistency losses (paper, eq. 32-37 and section 3.5)."""
+"""Focal, dice and semantic consistency losses (FB-CLIP, https://arxiv.org/abs/2603.19608, eq. 32-37 and section 3.5).
+
+Axes: B images, H and W pixels. The literal forms are fast as they are.
+"""
 
 import torch
 from torch import nn
@@ -14,7 +17,7 @@ def focal_loss(probability: torch.Tensor, target: torch.Tensor, gamma: float = 4
     Args:
         probability: Abnormal probability of any shape, in [0, 1].
         target: The same shape, 0 or 1.
-        gamma: How strongly easy places are weighted down.
+        gamma: How strongly easy pixels are weighted down.
     """
     of_truth = torch.where(target > 0.5, probability, 1 - probability)
     return ((1 - of_truth) ** gamma * -torch.log(of_truth.clamp(min=1e-8))).mean()
@@ -28,19 +31,19 @@ def dice_loss(probability: torch.Tensor, target: torch.Tensor, smooth: float = 1
 
 
 def semantic_consistency_loss(similarity: torch.Tensor, margin_weight: float = 0.5) -> torch.Tensor:
-    """SCR: the image's mean feature should be near one of the two texts and not between them (eq. 32-37).
+    """SCR: the image's mean feature should be near one of the two texts and not between them (eq. 34-37).
 
     Args:
-        similarity: Similarity over temperature of the mean feature to both texts ``[B, 2]``.
+        similarity: Cosine over temperature of the mean feature and both texts ``[B, 2]`` (eq. 32-33).
         margin_weight: Weight of the margin between the two.
 
     Returns:
         torch.Tensor: Entropy plus weighted margin, mean over the batch.
     """
-    probability = similarity.softmax(dim=-1)
-    entropy = -(probability * (probability + 1e-8).log()).sum(dim=-1)
-    margin = F.relu(1 - (similarity[:, 1] - similarity[:, 0]).abs())
-    return (entropy + margin_weight * margin).mean()
+    probability = similarity.softmax(dim=-1)  # eq. 34
+    entropy = -(probability * (probability + 1e-8).log()).sum(dim=-1)  # eq. 35
+    margin = F.relu(1 - (similarity[:, 1] - similarity[:, 0]).abs())  # eq. 36
+    return (entropy + margin_weight * margin).mean()  # eq. 37
 
 
 class FBCLIPLoss(nn.Module):

@@ -1,25 +1,26 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The named record of every stage, read by tests, notebooks and stage maps."""
+"""The named record of every stage of FB-CLIP, read by tests, notebooks and stage maps."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from anomalib_fbclip.functional import tokens_to_grid
+from anomalib_fbclip.adapted.stages import PanelGroup, Stages
+from anomalib_fbclip.common.functional import tokens_to_grid
 
-if TYPE_CHECKING:
-    from .torch_model import FBCLIPModel
+from .background import background_dissimilarity
 
 
 @dataclass
-class Stages:
+class FBCLIPStages(Stages):
     """Tensors of one forward pass; what an ablation switches off stays ``None`` or empty.
 
-    Lists go layer by layer; lists "of every view" in the order layer by layer, ID, SEM, SPA in each.
+    Lists go block by block; lists "of every view" in the order block by block, ID, SEM, SPA in each. Beside those of
+    :class:`~anomalib_fbclip.adapted.stages.Stages`:
 
     Attributes:
         prompt_embeddings: Prompt embeddings ``[2, 77, W]``.
@@ -27,8 +28,6 @@ class Stages:
         text_eot: End-of-text feature ``[2, d]``.
         text_global: Mean feature ``[2, d]``.
         text_attention: Attention-pooled feature ``[2, d]``.
-        text_features: Fused text features ``[2, d]``, of unit length.
-        image_tokens: Tokens of the chosen blocks, each ``[B, N, D]``.
         foreground_mask: Soft masks, each ``[B, L]``.
         view_sem: Semantic views, each ``[B, N, D]``.
         view_spa: Spatial views, each ``[B, N, D]``.
@@ -42,12 +41,8 @@ class Stages:
         text_similarity_before: Cosine of the attended tokens of every view, projected but not suppressed, to the
             normal and the abnormal text, each ``[B, N, 2]``.
         text_similarity: The same after suppression.
-        memory_evidence: What the memory of a few-shot model adds to the abnormal logit ``[B, N]``.
         anomaly_map_grid_before: Patch probabilities without suppression ``[B, g, g]``.
-        pred_score: Image scores ``[B]``.
-        anomaly_map_grid: Patch probabilities ``[B, g, g]``.
-        anomaly_map_upsampled: ``[B, H, H]``.
-        anomaly_map_smoothed: ``[B, H, H]``.
+        views: Names of the views.
     """
 
     prompt_embeddings: torch.Tensor | None = None
@@ -55,8 +50,6 @@ class Stages:
     text_eot: torch.Tensor | None = None
     text_global: torch.Tensor | None = None
     text_attention: torch.Tensor | None = None
-    text_features: torch.Tensor | None = None
-    image_tokens: list[torch.Tensor] = field(default_factory=list)
     foreground_mask: list[torch.Tensor] = field(default_factory=list)
     view_sem: list[torch.Tensor] = field(default_factory=list)
     view_spa: list[torch.Tensor] = field(default_factory=list)
@@ -69,51 +62,89 @@ class Stages:
     background_similarity: list[torch.Tensor] = field(default_factory=list)
     text_similarity_before: list[torch.Tensor] = field(default_factory=list)
     text_similarity: list[torch.Tensor] = field(default_factory=list)
-    memory_evidence: torch.Tensor | None = None
     anomaly_map_grid_before: torch.Tensor | None = None
-    pred_score: torch.Tensor | None = None
-    anomaly_map_grid: torch.Tensor | None = None
-    anomaly_map_upsampled: torch.Tensor | None = None
-    anomaly_map_smoothed: torch.Tensor | None = None
+    views: tuple[str, ...] = ()
 
-    def add_layer(
-        self,
-        mask: torch.Tensor,
-        views: dict[str, torch.Tensor],
-        attended: dict[str, torch.Tensor],
-    ) -> None:
-        """Record mask, views and attended views of one layer."""
-        self.foreground_mask.append(mask)
-        for name in ("sem", "spa"):
-            if name in views:
-                getattr(self, f"view_{name}").append(views[name])
-        for name, tokens in attended.items():
-            getattr(self, f"attended_{name}").append(tokens)
-
-    def derive(self, model: "FBCLIPModel") -> None:
-        """Fill what the forward pass has no need of: gates, similarities, and the map without suppression.
+    @classmethod
+    def of(cls, model: Any, tokens: list[torch.Tensor], detection: Any) -> "FBCLIPStages":  # noqa: ANN401  # see below
+        """Record the stages of one forward pass, with the model's own functions.
 
         Args:
-            model: The model that has filled the rest.
+            model: The :class:`FBCLIPModel`.
+            tokens: Tokens of the chosen blocks, each ``[B, N, D]``.
+            detection: What ``model.detect`` made of them, a :class:`FBCLIPDetection`.
         """
-        per_view = {"id": self.image_tokens, "sem": self.view_sem, "spa": self.view_spa}
+        embeddings = model.prompts()
+        text_tokens = model.clip.encode_text(embeddings, causal=model.causal_text)
+        text = model.fuse_text(text_tokens)
+        stages = cls(
+            text_features=text.fused,
+            image_tokens=tokens,
+            prompt_embeddings=embeddings,
+            text_tokens=text_tokens,
+            text_eot=text.eot,
+            text_global=text.global_,
+            text_attention=text.attention,
+            foreground_mask=detection.masks,
+            background_prototype=detection.prototype,
+            views=model.views,
+        )
         logits: torch.Tensor | float = 0.0
         weights = model.scale_weights.softmax(dim=0)
-        for layer in range(len(self.image_tokens)):
-            for name in model.views:
-                attended = getattr(self, f"attended_{name}")[layer]
-                if model.attention is not None:
-                    self.gates.append(model.attention.gate(per_view[name][layer])[..., 0])
-                if self.background_prototype is not None:
-                    similarity = F.cosine_similarity(attended, self.background_prototype[:, None], dim=-1)
-                    self.background_similarity.append(similarity)
-                before = self._to_text(model.clip.project(attended))
-                self.text_similarity_before.append(before)
-                self.text_similarity.append(self._to_text(self.suppressed_projected[len(self.text_similarity)]))
-                logits = logits + weights[layer] * before / model.temperature
-        if self.memory_evidence is not None:
-            logits = logits + F.pad(self.memory_evidence[..., None], (1, 0))
-        self.anomaly_map_grid_before = tokens_to_grid(logits.softmax(dim=-1)[:, 1:, 1])  # type: ignore[union-attr]
+        for index, feature in enumerate(detection.features):
+            layer, name = index // len(model.views), model.views[index % len(model.views)]
+            view = model.view(name, tokens[layer].float(), detection.masks[layer])
+            getattr(stages, f"attended_{name}").append(feature)
+            if name != "id":
+                getattr(stages, f"view_{name}").append(view)
+            if model.attention is not None:
+                stages.gates.append(model.attention.gate(view.to(tokens[layer].dtype))[..., 0])
+            if detection.prototype is not None:
+                dissimilarity = background_dissimilarity(feature, detection.prototype)
+                stages.background_similarity.append(1 - dissimilarity[..., 0])
+            before, after = model.suppress(feature, None), model.suppress(feature, detection.prototype)
+            stages.suppressed_projected.append(after)
+            stages.text_similarity_before.append(F.normalize(before, dim=-1) @ text.fused.T)
+            stages.text_similarity.append(F.normalize(after, dim=-1) @ text.fused.T)
+            logits = logits + weights[layer] * model.similarity(before, text.fused)
+        logit = logits[..., 1] - logits[..., 0]  # type: ignore[index]
+        abnormal = model.abnormal_probability(logit, None if model.memory is None else tokens)
+        stages.anomaly_map_grid_before = tokens_to_grid(abnormal[:, 1:])
+        return stages
 
-    def _to_text(self, joint: torch.Tensor) -> torch.Tensor:
-        return F.normalize(joint, dim=-1) @ self.text_features.T  # type: ignore[union-attr]
+    def panels(self) -> list[PanelGroup]:
+        """Mask, views, gates, similarity to the background prototype and to the texts (paper, Figures 4 and 5)."""
+        heads = tuple(name.upper() for name in self.views)
+        sets = {"id": self.image_tokens, "sem": self.view_sem, "spa": self.view_spa}
+        views = [sets[name][layer] for layer in range(len(self.image_tokens)) for name in self.views]
+        to_class_token = [torch.cosine_similarity(view[:, 1:], view[:, :1], dim=-1) for view in views]
+        text = [(similarity[..., 1] - similarity[..., 0])[:, 1:] for similarity in self.text_similarity]
+        groups = [
+            PanelGroup("Foreground", "gray", 0.0, 1.0, ("",), self.foreground_mask),
+            PanelGroup("Views: cosine to the class token", "viridis", 0.0, 1.0, heads, to_class_token),
+            PanelGroup(
+                "Gates: share of the foreground stream",
+                "cividis",
+                0.0,
+                1.0,
+                heads,
+                [gate[:, 1:] for gate in self.gates],
+            ),
+            PanelGroup(
+                "Cosine to the background prototype",
+                "bone",
+                0.0,
+                1.0,
+                heads,
+                [similarity[:, 1:] for similarity in self.background_similarity],
+            ),
+            PanelGroup("Text: cosine to abnormal minus normal", "coolwarm", -0.6, 0.6, heads, text),
+        ]
+        return [group for group in groups if group.grids]
+
+    def maps(self) -> dict[str, torch.Tensor | None]:
+        """The patch map without and with background suppression."""
+        return {
+            "without background suppression": self.anomaly_map_grid_before,
+            "with background suppression": self.anomaly_map_grid,
+        }

@@ -1,7 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Multi-strategy text feature fusion, MSTFF (paper, eq. 1-6)."""
+"""Multi-strategy text feature fusion, MSTFF (FB-CLIP, https://arxiv.org/abs/2603.19608, eq. 1-6).
+
+Axes: two prompts, normal first, of 77 text tokens; W width of the text tokens, d width of the joint space. The literal
+form is fast as it is: it runs once for any number of images.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,8 +16,11 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 
 from anomalib_fbclip.clip import FrozenCLIP
 
+STATES = ("object without defect.", "object with defect.")
+"""Words behind the learnable context tokens of the normal and of the abnormal prompt (eq. 1-2)."""
+
 POOLINGS = {"global": 1.0, "attention": 0.5, "eot": 0.5}
-"""The three poolings of the text tokens and their fixed weights in the sum."""
+"""The three poolings of the text tokens and their fixed weights in the sum (eq. 6)."""
 
 
 class TextFeatures(NamedTuple):
@@ -26,11 +33,11 @@ class TextFeatures(NamedTuple):
 
 
 class TextFeatureFusion(nn.Module):
-    """Pool the text tokens in three ways, add, normalise.
+    """Pool the text tokens in three ways, add and normalise.
 
     Args:
         clip: Backbone, for sizes and for its text projection.
-        poolings: Any of ``"eot"`` (end-of-text token), ``"global"`` (mean of all 77 places) and ``"attention"``
+        poolings: Any of ``"eot"`` (end-of-text token), ``"global"`` (mean of all 77 tokens) and ``"attention"``
             (learned weights). The paper's ablation (Table 3) switches them one by one.
 
     Raises:
@@ -53,20 +60,21 @@ class TextFeatureFusion(nn.Module):
 
         Args:
             tokens: Text tokens ``[2, 77, W]``.
-            end_of_text: Place of the end-of-text token ``[2]``.
+            end_of_text: Index of the end-of-text token in each prompt ``[2]``.
             clip: Backbone, for its text projection.
 
         Returns:
             TextFeatures: Each ``[2, d]``; the fused one of unit length.
         """
         pooled: dict[str, torch.Tensor] = {}
-        if "eot" in self.poolings:
-            pooled["eot"] = clip.project_text(tokens[torch.arange(tokens.shape[0], device=tokens.device), end_of_text])
-        if "global" in self.poolings:
+        if "eot" in self.poolings:  # eq. 3
+            rows = torch.arange(tokens.shape[0], device=tokens.device)
+            pooled["eot"] = clip.project_text(tokens[rows, end_of_text])
+        if "global" in self.poolings:  # eq. 4
             pooled["global"] = clip.project_text(tokens.mean(dim=1))
-        if "attention" in self.poolings:
+        if "attention" in self.poolings:  # eq. 5
             weights = self.token_selector(tokens).softmax(dim=1)
             pooled["attention"] = self.projection((weights * tokens).sum(dim=1))
-        fused = torch.stack([POOLINGS[name] * feature for name, feature in pooled.items()]).sum(dim=0)
+        fused = torch.stack([POOLINGS[name] * feature for name, feature in pooled.items()]).sum(dim=0)  # eq. 6
         fused = F.normalize(fused, dim=-1)
         return TextFeatures(fused, pooled.get("eot"), pooled.get("global"), pooled.get("attention"))

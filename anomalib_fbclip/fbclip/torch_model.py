@@ -1,64 +1,60 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""FB-CLIP as one readable pipeline: image tokens, mask, views, attention, suppression, scores."""
+"""FB-CLIP (Hu et al., CVPR 2026, https://arxiv.org/abs/2603.19608) as one readable pipeline.
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+:meth:`FBCLIPModel.detect` has the steps of the paper's method section in their order.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from anomalib.data import InferenceBatch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
-from anomalib_fbclip.prompts import PromptLearner
+from anomalib_fbclip.clip.prompts import PromptLearner
 
-from . import adapters
+from . import (
+    background,
+    published,  # noqa: F401  # registers the reader of the published weights
+)
 from .attention import ForegroundBackgroundAttention
-from .background import BANKS, background_prototype, suppress_background, suppressed_similarity
 from .foreground import foreground_mask
-from .memory import NormalMemory
-from .stages import Stages
-from .text_fusion import POOLINGS, TextFeatureFusion, TextFeatures
-from .views import VIEWS, Mixing, identity_mixing, semantic_mixing, spatial_mixing
+from .stages import FBCLIPStages
+from .text_fusion import POOLINGS, STATES, TextFeatureFusion, TextFeatures
+from .views import FAST, LITERAL, VIEWS
 
-PAPER_LAYERS = (1, 6, 12, 18, 24)
 _SCALE_WEIGHTS = 6
-TOKENS_AT_ONCE = 1370
-"""On a CPU, from the views on: one image of 518 pixels. Eight together take 1.4 times as long as one by one."""
-_NOT_TRAINED = ("clip.", "memory.")
+"""Entries of the weights of the blocks in the published files; the first ones are used."""
 
 
-class Scores(NamedTuple):
-    """What the losses need.
+@dataclass
+class FBCLIPDetection(Detection):
+    """Logits, and the tensors that the record of the stages starts from.
 
     Attributes:
-        pred_score: Abnormal probability of the class token ``[B]``.
-        grid_map: Abnormal probability of the patches ``[B, g, g]``.
-        similarity: Similarity over temperature of the image's mean feature to both texts ``[B, 2]`` (SCR).
+        masks: Foreground mask of each block ``[B, L]``.
+        features: Attended tokens, block by block ID, SEM, SPA, each ``[B, N, D]``.
+        prototype: Background prototype ``[B, D]``; ``None``: no suppression.
     """
 
-    pred_score: torch.Tensor
-    grid_map: torch.Tensor
-    similarity: torch.Tensor
+    masks: list[torch.Tensor] = field(default_factory=list)
+    features: list[torch.Tensor] = field(default_factory=list)
+    prototype: torch.Tensor | None = None
 
 
-def default_layers(num_layers: int) -> tuple[int, ...]:
-    """The paper's blocks 1, 6, 12, 18, 24, at the same relative depth in a tower of another depth."""
-    return relative_layers(PAPER_LAYERS, num_layers)
-
-
-class FBCLIPModel(nn.Module):
+class FBCLIPModel(AdaptedCLIP):
     """FB-CLIP (Hu et al., CVPR 2026).
 
     Args:
         clip: Frozen backbone.
         feature_layers: Blocks whose tokens are read, counted from 1. ``None``: 1, 6, 12, 18, 24 for a tower of 24
             blocks, the same relative depths for another.
-        n_ctx: Learnable places of each prompt.
+        n_ctx: Learnable context tokens of each prompt.
         text_poolings: Poolings of the text tokens, out of ``"global"``, ``"attention"``, ``"eot"`` (Table 3).
         views: Views of the image tokens, out of ``"id"``, ``"sem"``, ``"spa"`` (Table 4).
         attention: Foreground-background attention on or off (Table 2).
@@ -67,16 +63,22 @@ class FBCLIPModel(nn.Module):
         causal_text: CLIP's causal mask in the text transformer. The released weights were trained without it.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
-        few_shot: Let a memory of normal pictures join the text's score, see :meth:`remember`. Not part of the paper.
+        few_shot: Let a memory of normal images join the text's score, see :meth:`remember`. Not part of the paper.
+        literal: Compute the equations in their literal form: slower, the same values up to rounding.
 
     Raises:
-        ValueError: If an argument is out of range; the message names the value.
+        ValueError: If an argument is out of range; the message holds the value.
 
     Example:
-        >>> model = FBCLIPModel(clip=load_clip("ViT-L-14-336", "openai", image_size=518))  # doctest: +SKIP
-        >>> model.load_adapter("adapter.safetensors")  # doctest: +SKIP
-        >>> model.eval()(images).pred_score  # doctest: +SKIP
+        >>> from anomalib_fbclip.clip import load_clip
+        >>> model = FBCLIPModel(load_clip("tiny", image_size=64)).eval()
+        >>> prediction = model(torch.zeros(1, 3, 64, 64))
+        >>> prediction.anomaly_map.shape
+        torch.Size([1, 64, 64])
     """
+
+    model_name = "FBCLIP"
+    paper_layers = (1, 6, 12, 18, 24)
 
     def __init__(
         self,
@@ -92,255 +94,137 @@ class FBCLIPModel(nn.Module):
         temperature: float = 0.07,
         smoothing_sigma: float = 4.0,
         few_shot: bool = False,
+        literal: bool = False,
     ) -> None:
-        super().__init__()
-        _check(views, bank, temperature, smoothing_sigma, clip.image_size)
-        self.clip = clip
-        layers = default_layers(clip.num_layers) if feature_layers is None else feature_layers
-        self.feature_layers = clip.check_layers(layers)
+        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal)
+        if not views or set(views) - set(VIEWS):
+            msg = f"views={list(views)}: choose one or more of {list(VIEWS)}."
+            raise ValueError(msg)
+        if bank not in background.BANKS:
+            msg = f"bank={bank!r}: choose one of {list(background.BANKS)}."
+            raise ValueError(msg)
         self.views = tuple(view for view in VIEWS if view in views)
         self.suppression = suppression
         self.bank = bank
         self.causal_text = causal_text
-        self.temperature = temperature
-        self.smoothing_sigma = smoothing_sigma
 
-        self.prompts = PromptLearner(clip, n_ctx)
+        self.prompts = PromptLearner(clip, n_ctx, STATES)
         self.text_fusion = TextFeatureFusion(clip, text_poolings)
         self.attention = ForegroundBackgroundAttention(clip.vision_width) if attention else None
         self.scale_weights = nn.Parameter(torch.ones(max(_SCALE_WEIGHTS, len(self.feature_layers))))
-        self.memory = NormalMemory(len(self.feature_layers), clip.vision_width) if few_shot else None
-        self._text_cache: tuple[object, torch.Tensor] | None = None
 
-    def forward(
-        self,
-        images: torch.Tensor,
-        return_stages: bool = False,
-    ) -> InferenceBatch | tuple[InferenceBatch, Stages]:
-        """Score images.
+    def architecture(self) -> dict[str, Any]:
+        """What a model and an adapter must have in common, see :meth:`AdaptedCLIP.architecture`."""
+        return {
+            **super().architecture(),
+            "n_ctx": self.prompts.n_ctx,
+            "text_poolings": sorted(self.text_fusion.poolings),
+            "views": list(self.views),
+            "attention": self.attention is not None,
+            "suppression": self.suppression,
+            "bank": self.bank,
+            "causal_text": self.causal_text,
+        }
 
-        Args:
-            images: Images ``[B, 3, H, H]`` normalised with CLIP's statistics, H a multiple of the patch size.
-            return_stages: Also return the tensors of every stage, for pictures and for tests.
+    def encode_text(self) -> torch.Tensor:
+        """MSTFF (section 3.1, eq. 1-6): normal and abnormal text feature ``[2, d]``, of unit length."""
+        return self.fuse_text(self.clip.encode_text(self.prompts(), causal=self.causal_text)).fused
 
-        Returns:
-            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both probabilities.
-            With ``return_stages``, a tuple of it and :class:`Stages`.
+    def fuse_text(self, text_tokens: torch.Tensor) -> TextFeatures:
+        """Text tokens ``[2, 77, W]`` to the fused text features and their parts (eq. 3-6)."""
+        return self.text_fusion(text_tokens, self.prompts.end_of_text, self.clip)
 
-        Raises:
-            ValueError: If the images are empty, not square, no multiple of the patch size, or hold NaN or infinity.
-        """
-        stages = Stages() if return_stages else None
-        scores = self.score(images, stages)
-        anomaly_map = self.upsample(scores.grid_map, images.shape[-1], self.smoothing_sigma)
-        batch = InferenceBatch(pred_score=scores.pred_score, anomaly_map=anomaly_map)
-        if stages is None:
-            return batch
-        stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-1], sigma=0)
-        stages.anomaly_map_smoothed = anomaly_map
-        stages.derive(self)
-        return batch, stages
-
-    def score(
-        self,
-        images: torch.Tensor,
-        stages: Stages | None = None,
-        tokens: Sequence[torch.Tensor] | None = None,
-    ) -> Scores:
-        """The method up to the probabilities of class token and patches; differentiable in training mode.
+    def detect(self, tokens: Iterable[torch.Tensor], text_features: torch.Tensor) -> FBCLIPDetection:
+        """From the tokens of the blocks to logits (section 3.2 to 3.4).
 
         Axes: B images, N = 1 + L tokens, D vision width, d joint width.
 
         Args:
-            images: See :meth:`forward`.
-            stages: Record to fill.
-            tokens: Tokens of the images where they are at hand, such as a :class:`TokenCache`'s: one ``[B, N, D]`` a
-                layer. The visual tower is then not run.
+            tokens: Tokens of each chosen block ``[B, N, D]``, class token first.
+            text_features: ``[2, d]``, of unit length, normal first.
         """
-        check_finite(images)
-        text_features = self.text_features(stages)
-        # One [B, N, D] a layer; only what is read again is held beside the features.
-        blocks = self.clip.encode_image(images, self.feature_layers) if tokens is None else list(tokens)
-        recorded = torch.is_grad_enabled() or torch.compiler.is_exporting() or stages is not None
-        if recorded or images.device.type != "cpu" or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
-            return self._score_tokens(blocks, text_features, stages)
-        size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
-        parts = zip(*(block.split(size) for block in blocks), strict=True)
-        scores = [self._score_tokens(list(part), text_features) for part in parts]
-        return Scores(*(torch.cat(values) for values in zip(*scores, strict=True)))
-
-    def _score_tokens(
-        self,
-        blocks: list[torch.Tensor],
-        text_features: torch.Tensor,
-        stages: Stages | None = None,
-    ) -> Scores:
-        """From the tokens of the blocks, which are used up, and the text features to the probabilities."""
-        tokens = [*blocks] if self.memory is not None or stages is not None else None
-        features = self.attended_views(_drain(blocks), stages)  # layer by layer ID, SEM, SPA: each [B, N, D]
-        prototype = background_prototype(features, self.bank) if self.suppression else None  # [B, D]
+        masks, features = self.enhance(tokens)  # MVFBE, eq. 7-23: block by block ID, SEM, SPA, each [B, N, D]
+        prototype = (
+            background.background_prototype(features, self.bank) if self.suppression else None
+        )  # eq. 24-26, [B, D]
         layer_weights = self.scale_weights.softmax(dim=0)
         logits = torch.zeros((), device=text_features.device)
         for index, feature in enumerate(features):
-            similarity = suppressed_similarity(feature, prototype, self.clip.visual.proj, text_features)  # [B, N, 2]
-            logits = logits + layer_weights[index // len(self.views)] * similarity / self.temperature
-        evidence = None
-        if self.memory is not None and tokens is not None and not self.training:
-            evidence = self.memory(tokens, logits[..., 1] - logits[..., 0])  # [B, N]
-            logits = logits + F.pad(evidence[..., None], (1, 0))
-        abnormal = logits.softmax(dim=-1)[..., 1]  # [B, N]
-        mean_feature = self.clip.project(self._suppress(features[-1], prototype).mean(dim=1))
-        similarity = F.normalize(mean_feature, dim=-1) @ text_features.T / self.temperature
-        scores = Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:]), similarity)
-        if stages is not None and tokens is not None:
-            stages.image_tokens, stages.background_prototype = tokens, prototype
-            stages.suppressed_projected = [self.clip.project(self._suppress(f, prototype)) for f in features]
-            stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
-            stages.memory_evidence = evidence
-        return scores
+            joint = self.suppress(feature, prototype)  # eq. 27-31, [B, N, d]
+            logits = logits + layer_weights[index // len(self.views)] * self.similarity(joint, text_features)
+        similarity = self.similarity(joint.mean(dim=1), text_features)  # eq. 32-33, [B, 2]
+        logit = logits[..., 1] - logits[..., 0]  # [B, N]
+        return FBCLIPDetection(logit, {"similarity": similarity}, masks, features, prototype)
 
-    def attended_views(self, tokens: Iterable[torch.Tensor], stages: Stages | None = None) -> list[torch.Tensor]:
-        """Views of every layer, through the attention that all of them share.
+    def enhance(self, tokens: Iterable[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """MVFBE (section 3.2): foreground masks, and attended views of every block.
 
-        Masks and views hold no learnable parameter, so they are built without gradients.
+        Masks and views hold no learnable parameter, so they are built without gradients, and in float32 whatever the
+        precision around: single weights decide there, and they cost little.
+
+        Args:
+            tokens: See :meth:`detect`.
+
+        Returns:
+            Masks, one ``[B, L]`` for each block; features, block by block ID, SEM, SPA, each ``[B, N, D]``.
         """
-        features = []
+        masks: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         previous = None
         for layer_tokens in tokens:
             exact = layer_tokens.float()
             with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
-                # Single weights decide here, and they cost little: in float32 whatever the precision around.
-                mask = foreground_mask(exact, previous)
-                previous = None
-                mixings = [self._mixing(name, exact, mask) for name in self.views]
-            if self.attention is None:
-                attended = [mix(exact) for mix in mixings]
-            else:
-                variances = [mix(exact).var(dim=-1, correction=0, keepdim=True) for mix in mixings]
-                attended = self.attention.attend(layer_tokens, mixings, variances)
-            features += attended
+                mask = foreground_mask(exact, previous)  # eq. 7-8
+            masks.append(mask)
+            attend = self._attend_literally if self.literal else self._attend
+            features += attend(layer_tokens, mask)  # eq. 9-23
             previous = exact
-            if stages is not None:
-                stages.add_layer(
-                    mask,
-                    {name: mix(exact) for name, mix in zip(self.views, mixings, strict=True)},
-                    dict(zip(self.views, attended, strict=True)),
-                )
-        return features
+        return masks, features
 
-    def text_features(self, stages: Stages | None = None) -> torch.Tensor:
-        """Normal and abnormal text feature ``[2, d]``, of unit length.
+    def _attend_literally(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Each view of one block (eq. 9-21) through the attention that all share (eq. 22-23)."""
+        views = [self.view(name, tokens.float(), mask) for name in self.views]
+        return views if self.attention is None else [self.attention(view) for view in views]
 
-        They depend on the parameters alone, so outside training they are computed once and again only when a
-        parameter has changed.
-        """
-        if torch.compiler.is_exporting() and not self.training and self._text_cache is not None:
-            # An exported graph sees images only: the text tower becomes a constant of it.
-            return self._text_cache[1]
-        if self.training or stages is not None:
-            return self._fuse_text(stages).fused
-        state = self._text_state()
-        if torch.is_grad_enabled() or self._text_cache is None or self._text_cache[0] != state:
-            features = self._fuse_text().fused
-            self._text_cache = (state, features.detach())
-            return features
-        return self._text_cache[1]
+    def _attend(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """The same with the views as mixtures, so that the attention projects the tokens of a block once."""
+        exact = tokens.float()
+        with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
+            mixings = [FAST[name](exact, mask) for name in self.views]
+        if self.attention is None:
+            return [mix(exact) for mix in mixings]
+        variances = [mix(exact).var(dim=-1, correction=0, keepdim=True) for mix in mixings]
+        return self.attention.attend(tokens, mixings, variances)
 
-    @staticmethod
-    def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
-        """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
-        with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
-            return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
+    @torch.no_grad()
+    def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """One view ``[B, N, D]`` of the tokens ``[B, N, D]`` of a block, in float32 (eq. 9-20)."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return LITERAL[name](tokens, mask) if self.literal else FAST[name](tokens, mask)(tokens)
 
-    def load_adapter(self, path: str | Path) -> adapters.AdapterMetadata:
-        """Load trained tensors: our adapter file, the published ``.pth`` format, or ``hf://owner/repo/file``.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged or was made for another backbone, layer set or architecture.
-        """
-        return adapters.load_into(self, path)
-
-    def remember(self, images: torch.Tensor) -> None:
-        """Fill the memory of a few-shot model with normal pictures, instead of those before.
+    def suppress(self, feature: torch.Tensor, prototype: torch.Tensor | None) -> torch.Tensor:
+        """Background suppression (section 3.3) and projection to the joint space, ``[B, N, d]`` in float32.
 
         Args:
-            images: See :meth:`forward`; one picture or more.
-
-        Raises:
-            RuntimeError: If the model was built without ``few_shot``.
+            feature: Attended tokens ``[B, N, D]``.
+            prototype: Background prototype ``[B, D]``; ``None``: no suppression.
         """
-        if self.memory is None:
-            msg = "This model has no memory: build it with few_shot=True (FBCLIP: k_shot=1 or more)."
-            raise RuntimeError(msg)
-        check_finite(images)
-        self.memory.fill(self.clip.encode_image(images, self.feature_layers))
+        if prototype is None:
+            return self.clip.project(feature).float()
+        if self.literal:
+            weight = background.background_dissimilarity(feature, prototype)
+            return self.clip.project(background.suppress_background(feature, prototype, weight)).float()
+        joint = self.clip.project(feature).float()
+        with torch.autocast(joint.device.type, enabled=False):
+            feature, prototype = feature.float(), prototype.float()
+            weight = background.background_dissimilarity(feature, prototype)
+            return background.suppress_background(joint, prototype @ self.clip.visual.proj.float(), weight)
 
-    def trained_state_dict(self) -> dict[str, torch.Tensor]:
-        """The trained tensors, without the frozen backbone and without the memory."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_NOT_TRAINED)}
+    def similarity(self, joint: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        """Cosine over temperature of joint vectors ``[..., d]`` with both texts: ``[..., 2]`` in float32."""
+        with torch.autocast(joint.device.type, enabled=False):
+            return F.normalize(joint.float(), dim=-1) @ text_features.float().T / self.temperature
 
-    def load_state_dict(
-        self,
-        state_dict: Mapping[str, torch.Tensor],
-        strict: bool = True,
-        assign: bool = False,
-    ) -> object:
-        """Load a state dict with or without the tensors of the frozen backbone and the memory."""
-        frozen = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(_NOT_TRAINED)}
-        return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
-
-    @staticmethod
-    def _mixing(name: str, tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
-        if name == "id":
-            return identity_mixing
-        return semantic_mixing(tokens, mask) if name == "sem" else spatial_mixing(tokens, mask)
-
-    @staticmethod
-    def _suppress(feature: torch.Tensor, prototype: torch.Tensor | None) -> torch.Tensor:
-        return feature if prototype is None else suppress_background(feature, prototype)
-
-    def _fuse_text(self, stages: Stages | None = None) -> TextFeatures:
-        embeddings = self.prompts()
-        tokens = self.clip.encode_text(embeddings, causal=self.causal_text)
-        features = self.text_fusion(tokens, self.prompts.end_of_text, self.clip)
-        if stages is not None:
-            stages.prompt_embeddings, stages.text_tokens, stages.text_features = embeddings, tokens, features.fused
-            stages.text_eot, stages.text_global = features.eot, features.global_
-            stages.text_attention = features.attention
-        return features
-
-    def _text_state(self) -> tuple[object, ...]:
-        parameters = [*self.prompts.parameters(), *self.text_fusion.parameters(), self.clip.text.text_projection]
-        device = parameters[0].device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return (self.causal_text, autocast, *((id(p), p.data_ptr(), _version(p)) for p in parameters))
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave the cached text features out of copies: a copy has its own parameters."""
-        return {**self.__dict__, "_text_cache": None}
-
-
-def _drain(tokens: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Hand the blocks on and let each go, so that the last attention does not share the memory with all of them."""
-    while tokens:
-        yield tokens.pop(0)
-
-
-def _version(parameter: torch.Tensor) -> int:
-    return 0 if parameter.is_inference() else parameter._version  # noqa: SLF001  # torch has no public name for it
-
-
-def _check(views: Sequence[str], bank: str, temperature: float, smoothing_sigma: float, image_size: int) -> None:
-    if not views or set(views) - set(VIEWS):
-        msg = f"views={list(views)}: choose one or more of {list(VIEWS)}."
-        raise ValueError(msg)
-    if bank not in BANKS:
-        msg = f"bank={bank!r}: choose one of {list(BANKS)}."
-        raise ValueError(msg)
-    if temperature <= 0:
-        msg = f"temperature={temperature}: give a positive number (the paper's is 0.07)."
-        raise ValueError(msg)
-    if not 0 <= smoothing_sigma <= image_size:
-        msg = f"smoothing_sigma={smoothing_sigma}: give pixels from 0 (no smoothing) to the image size, {image_size}."
-        raise ValueError(msg)
+    def record(self, tokens: list[torch.Tensor], detection: Detection) -> FBCLIPStages:
+        """The record of every stage, see :class:`FBCLIPStages`."""
+        return FBCLIPStages.of(self, tokens, detection)

@@ -1,11 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The semantic and the spatial view of a token set (paper, eq. 9-21), in reduced form.
+"""Identity, semantic and spatial view of a token set (FB-CLIP, https://arxiv.org/abs/2603.19608, eq. 9-21).
 
-The mask takes two values, so a row of SEM's L x L softmax holds two distinct weights; SPA is built from dot products of
-neighbouring tokens, so it runs as products of bands of one grid row with another. The literal forms, with the L x L
-matrices and the 25 copies of the tokens, are in ``tests/reference`` and give the same values.
+Axes: B images, L patches in raster order of a g x g grid, D width of the visual tokens. The class token comes first and
+no view changes it. First the equations, which return a view's tokens. Below them the fast forms: every view is a linear
+mixture of tokens, so a fast form returns the mixture, which can be applied to the tokens or to a projection of them.
 """
 
 from collections.abc import Callable
@@ -13,36 +13,98 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-Mixing = Callable[[torch.Tensor], torch.Tensor]
-"""A view as what it is: a linear mixture of tokens ``[B, 1 + L, C]``, class token first, whatever their width C."""
+from .foreground import BACKGROUND_VALUE
 
 VIEWS = ("id", "sem", "spa")
+SEMANTIC_STRENGTH = 0.6
+"""Share of the aggregated tokens in the semantic view (eq. 15)."""
 WINDOW = 5
+"""Side of the neighbourhoods of the spatial view, in patches (eq. 16)."""
 _EPS = 1e-8
 
-
-def identity_mixing(values: torch.Tensor) -> torch.Tensor:
-    """ID: the tokens themselves."""
-    return values
+Mixing = Callable[[torch.Tensor], torch.Tensor]
+"""A linear mixture of tokens ``[B, 1 + L, C]``, class token first, for any width C."""
 
 
-def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor, strength: float = 0.6) -> Mixing:
-    """SEM: each patch drawn to the foreground and background patches of the whole image.
+def identity_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """ID (eq. 9): the tokens ``[B, 1 + L, D]`` themselves."""
+    del mask
+    return tokens
+
+
+def semantic_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """SEM (eq. 10-15): each patch drawn to the foreground and the background patches of the whole image.
 
     Args:
-        tokens: Tokens ``[B, 1 + L, D]``, class token first.
-        mask: Foreground mask ``[B, L]``, values 0.5 and 1.
-        strength: Share of the aggregated tokens; ``1 - strength`` stays with the token itself.
+        tokens: Tokens ``[B, 1 + L, D]``.
+        mask: Foreground mask ``[B, L]``.
+
+    Returns:
+        torch.Tensor: ``[B, 1 + L, D]``.
+    """
+    c, x, p = tokens[:, :1], tokens[:, 1:], mask[..., None]  # [B, 1, D], [B, L, D], [B, L, 1]
+    similarity = F.cosine_similarity(x, c, dim=-1)[..., None]  # [B, L, 1]
+    foreground = ((1 - similarity) * (p @ p.mT)).softmax(dim=-1)  # eq. 10-12, [B, L, L]
+    background = (similarity * ((1 - p) @ (1 - p).mT)).softmax(dim=-1)  # eq. 10, 13, [B, L, L]
+    aggregated = p * (foreground @ x) + (1 - p) * (background @ x)  # eq. 14
+    view = SEMANTIC_STRENGTH * aggregated + (1 - SEMANTIC_STRENGTH) * x  # eq. 15
+    return torch.cat((c, view), dim=1)
+
+
+def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """SPA (eq. 16-20): each patch rebuilt from its 5 x 5 neighbourhood, foreground and background apart.
+
+    Args:
+        tokens: Tokens ``[B, 1 + L, D]``, L a square.
+        mask: Foreground mask ``[B, L]``.
+
+    Returns:
+        torch.Tensor: ``[B, 1 + L, D]``.
+    """
+    c, x = tokens[:, :1], tokens[:, 1:]
+    p = _unfold(mask[..., None])  # eq. 16, [B, L, 25, 1]; 0 outside the grid
+    window = _unfold(x)  # eq. 16, [B, L, 25, D]
+    a, b = window * p, window * (1 - p)
+    stability = F.cosine_similarity(b, c[:, None], dim=-1) * b.norm(dim=-1)  # eq. 17, [B, L, 25]
+    richness = (1 - F.cosine_similarity(a, c[:, None], dim=-1)) * (a - a.mean(dim=2, keepdim=True)).norm(dim=-1)
+    foreground = (richness.softmax(dim=-1)[..., None] * a).sum(dim=2)  # eq. 18-19
+    background = (stability.softmax(dim=-1)[..., None] * b).sum(dim=2)
+    view = foreground / p.sum(dim=2).clamp(min=_EPS) + background / (1 - p).sum(dim=2).clamp(min=_EPS)  # eq. 20
+    return torch.cat((c, view), dim=1)
+
+
+def _unfold(values: torch.Tensor) -> torch.Tensor:
+    """The 25 neighbours of each patch, zero outside the grid: ``[B, L, C]`` to ``[B, L, 25, C]``."""
+    batch, length, width = values.shape
+    grid = round(length**0.5)
+    image = values.mT.reshape(batch, width, grid, grid)
+    return F.unfold(image, WINDOW, padding=WINDOW // 2).view(batch, width, WINDOW**2, length).permute(0, 3, 2, 1)
+
+
+def identity_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
+    """Fast form of :func:`identity_view`."""
+    del tokens, mask
+    return lambda values: values
+
+
+def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
+    """Fast form of :func:`semantic_view`, without L x L matrices.
+
+    The mask takes two values, so a row of each softmax holds two distinct weights: one for all foreground columns and
+    one for all background columns. A row therefore mixes the patch with the means of both groups.
+
+    Args:
+        tokens: Tokens ``[B, 1 + L, D]``.
+        mask: Foreground mask ``[B, L]``.
 
     Returns:
         Mixing: Keeps the class token.
     """
     class_token, patches = tokens[:, :1], tokens[:, 1:]
     similarity = F.cosine_similarity(patches, class_token, dim=-1)
-    foreground = (mask > 0.5).to(tokens.dtype)
-    # Rows of the softmax: one weight for all foreground columns (p = 1), one for all background columns (p = 0.5).
-    to_foreground = _two_masses((1 - similarity) * mask, 1.0, 0.5, foreground)
-    to_background = _two_masses(similarity * (1 - mask), 0.0, 0.5, foreground)
+    foreground = (mask > BACKGROUND_VALUE).to(tokens.dtype)
+    to_foreground = _two_masses((1 - similarity) * mask, 1.0, BACKGROUND_VALUE, foreground)
+    to_background = _two_masses(similarity * (1 - mask), 0.0, 1 - BACKGROUND_VALUE, foreground)
     share = mask[..., None] * to_foreground + (1 - mask[..., None]) * to_background
     members = torch.stack((foreground, 1 - foreground), dim=1)
     members /= members.sum(dim=-1, keepdim=True).clamp(min=1)
@@ -50,6 +112,7 @@ def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor, strength: float = 
     def mix(values: torch.Tensor) -> torch.Tensor:
         class_value, patch_values = values[:, :1], values[:, 1:]
         means = members.to(values.dtype) @ patch_values
+        strength = SEMANTIC_STRENGTH
         mixed = torch.baddbmm(patch_values, share.to(values.dtype), means, beta=1 - strength, alpha=strength)
         return torch.cat((class_value, mixed), dim=1)
 
@@ -68,11 +131,14 @@ def _two_masses(logit: torch.Tensor, on: float, off: float, foreground: torch.Te
 
 
 def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
-    """SPA: each patch rebuilt from its 5 x 5 neighbourhood, foreground and background apart.
+    """Fast form of :func:`spatial_view`, without 25 copies of the tokens.
+
+    Norms, cosines and distances within a window follow from dot products of neighbouring tokens, and these are bands of
+    the product of one grid row with another. The weighted sums are products with such bands, too.
 
     Args:
-        tokens: Tokens ``[B, 1 + L, D]``, class token first, L a square.
-        mask: Foreground mask ``[B, L]``, values 0.5 and 1.
+        tokens: Tokens ``[B, 1 + L, D]``, L a square.
+        mask: Foreground mask ``[B, L]``.
 
     Returns:
         Mixing: Keeps the class token.
@@ -151,3 +217,7 @@ def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     for shift in range(1, WINDOW):
         total = total + bands[shift] @ padded[:, shift : shift + grid]
     return total.flatten(1, 2)
+
+
+LITERAL = {"id": identity_view, "sem": semantic_view, "spa": spatial_view}
+FAST = {"id": identity_mixing, "sem": semantic_mixing, "spa": spatial_mixing}

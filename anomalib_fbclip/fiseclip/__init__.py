@@ -3,21 +3,19 @@
 
 """FiSeCLIP: training-free anomaly detection by matching within a batch, filtered by text."""
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
+
+from anomalib_fbclip.registration import EXPORTS
 
 from .torch_model import FiSeCLIPModel
-
-if TYPE_CHECKING:
-    from .lightning_model import FiSeCLIP
 
 __all__ = ["FiSeCLIP", "FiSeCLIPModel"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # a class
     # The Lightning module imports the whole of anomalib; the torch model needs little of it.
     if name == "FiSeCLIP":
-        from .lightning_model import FiSeCLIP
-
-        return FiSeCLIP
+        return getattr(import_module(EXPORTS[name]), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

@@ -11,17 +11,12 @@ from typing import Any
 import torch
 from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
-from anomalib.metrics import Evaluator
 from anomalib.models.components import AnomalibModule
-from anomalib.visualization import Visualizer
-from torch import nn
 
 from anomalib_fbclip import registration
-from anomalib_fbclip.arguments import check_arguments
-from anomalib_fbclip.clip.build import load_clip
-from anomalib_fbclip.lightning import PAPER_IMAGE_SIZE, CLIPModule, check_metrics
-from anomalib_fbclip.metrics import FullEvaluator
-from anomalib_fbclip.post_processing import LABELS
+from anomalib_fbclip.host.calibration import NormalScores
+from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.post_processing import LABELS
 
 from .torch_model import DEFAULT_CLASS, FiSeCLIPModel
 
@@ -38,13 +33,6 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
     names one (column ``category``), and all together elsewhere.
 
     Args:
-        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
-        pretrained: Backbone weights: an open_clip tag, a local file (the network is then never touched), or ``None``
-            for random ones. Not used by ``"tiny"``.
-        pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
-            for ``pretrained=None``.
-        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: 518 for patches of 14
-            pixels, else the size that the backbone was trained with.
         feature_layers: Blocks whose tokens are matched, counted from 1. ``None``: 6, 12, 18, 24, at the same relative
             depths in another tower.
         class_name: Noun in the prompts. ``None``: the category of the data set, else "object".
@@ -62,19 +50,9 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: Weight of the class token's text probability in the image score, in [0, 1].
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
-        normal_source: A folder of two normal pictures or more, for thresholds without labels: see
-            :meth:`CalibratedModule.calibrate`. They serve the thresholds alone: each is scored by the others, and they
-            are no references of the images of a run. They win over labelled validation data.
-        false_alarm_rate: Wanted share of normal pictures above each threshold; needs ``normal_source``.
-        threshold: Threshold of score and map, such as 0.5, whatever the data say. ``None``: from ``normal_source``,
-            else from labelled validation data, else 0.5.
-        metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
-            AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
-        quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
-        pre_processor: As in every anomalib model.
-        post_processor: As in every anomalib model.
-        evaluator: As in every anomalib model; overrides ``metrics``.
-        visualizer: As in every anomalib model.
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.CLIPModule`. ``normal_source`` is a folder of two
+            images or more here: they serve the thresholds alone, each is scored by the others, and they are no
+            references of the images of a run.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -90,10 +68,6 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
 
     def __init__(
         self,
-        backbone: str = "ViT-L-14-336",
-        pretrained: str | None = "openai",
-        pre_trained: bool = True,
-        image_size: int | None = None,
         feature_layers: Sequence[int] | None = None,
         class_name: str | None = None,
         correlation: str = "qq-kk",
@@ -109,34 +83,14 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: float = 0.3,
         deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
-        normal_source: str | None = None,
-        false_alarm_rate: float = 0.05,
-        threshold: float | None = None,
-        metrics: str = "default",
-        quick_gelu: bool | None = None,
-        pre_processor: nn.Module | bool = True,
-        post_processor: nn.Module | bool = True,
-        evaluator: Evaluator | bool = True,
-        visualizer: Visualizer | bool = True,
+        **kwargs,
     ) -> None:
-        check_arguments(FiSeCLIP.__init__, locals())
-        # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
-        pretrained = str(pretrained) if pretrained is not None and pre_trained else None
-        feature_layers = tuple(feature_layers) if feature_layers is not None else None
-        neighbourhoods = tuple(neighbourhoods) if neighbourhoods is not None else None
-        check_metrics(metrics)
-
-        clip = load_clip(backbone, pretrained, image_size=image_size, quick_gelu=quick_gelu)
-        if image_size is None and clip.patch_size == 14:
-            clip.image_size = PAPER_IMAGE_SIZE
-        if pre_processor is True:
-            pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size))
-        if evaluator is True and metrics == "full":
-            evaluator = FullEvaluator()
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
-
-        self.model = FiSeCLIPModel(
-            clip,
+        super().__init__(**kwargs)
+        if self.calibrator.normal_source is not None and matching and not bank_size:
+            msg = f"normal_source={self.calibrator.normal_source!r} with bank_size=0: give bank_size=1 or more."
+            raise ValueError(msg)
+        self.build(
+            FiSeCLIPModel,
             feature_layers=feature_layers,
             class_name=class_name,
             correlation=correlation,
@@ -153,11 +107,6 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             deviations=deviations,
             smoothing_sigma=smoothing_sigma,
         )
-        self.image_size = clip.image_size
-        self.set_calibration(str(normal_source) if normal_source is not None else None, false_alarm_rate, threshold)
-        if normal_source is not None and matching and not bank_size:
-            msg = f"normal_source={self.normal_source!r} with bank_size=0: give bank_size=1 or more, to score by."
-            raise ValueError(msg)
         self._category = DEFAULT_CLASS
         self._categories: dict[str, str] = {}
 
@@ -210,24 +159,30 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         category = getattr(getattr(self._trainer, "datamodule", None), "category", None)
         return category if isinstance(category, str) else DEFAULT_CLASS
 
-    def _calibration_state(self) -> object:
-        return super()._calibration_state(), self._noun(), self.model.matching
+    def calibration_state(self) -> object:
+        """What thresholds from normal images depend on: also the word in the prompts, and matching."""
+        return super().calibration_state(), self._noun(), self.model.matching
 
-    def _score_images(self, images: torch.Tensor) -> InferenceBatch:
+    def score_images(self, images: torch.Tensor) -> InferenceBatch:
+        """Score and map of transformed images, as in a prediction."""
         return self.model(images, [self._noun()] * len(images))
 
-    def _score_pictures(self, source: str | Path) -> tuple[list[torch.Tensor], list[torch.Tensor], list[str]]:
-        """Score the pictures by each other: they go into the bank in a first pass, so that none of them is alone."""
+    def score_normal(self, source: str | Path) -> NormalScores:
+        """Score the images by each other: they go into the bank in a first pass, so that none of them is alone.
+
+        Raises:
+            ValueError: If there is one image only.
+        """
         warn_alone, self.model.warn_alone = self.model.warn_alone, False
         self.model.reset()
         try:
             if self.model.matching:
-                scores, _, unreadable = super()._score_pictures(source)
-                if len(scores) == 1:
-                    msg = f"normal_source={str(source)!r} holds one picture that can be read, but they are scored by "
-                    msg += f"each other: give two or more. {unreadable or ''}"
+                first = super().score_normal(source)
+                if len(first.scores) == 1:
+                    msg = f"normal_source={str(source)!r} holds one image that can be read, but they are scored by "
+                    msg += f"each other: give two or more. {first.unreadable or ''}"
                     raise ValueError(msg.rstrip())
-            return super()._score_pictures(source)
+            return super().score_normal(source)
         finally:
             self.model.reset()
             self.model.warn_alone = warn_alone
@@ -246,7 +201,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         logger.info("Prompts speak of: %s (class_name sets another word).", ", ".join(sorted(nouns)))
 
     def _predict(self, batch: Batch) -> Batch:
-        self._check_pictures(batch)
+        self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
         return batch.update(**self.model(batch.image, categories)._asdict())

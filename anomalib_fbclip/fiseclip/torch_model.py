@@ -12,7 +12,7 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
+from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
 
 from .bank import Reference, ReferenceBank, content_keys
 from .filtering import abnormal_probability, is_exporting, reference_mask, refine

@@ -20,9 +20,9 @@ import torch
 
 from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.callbacks.stage_maps import draw_stages
+from anomalib_fbclip.common.functional import tokens_to_grid
 from anomalib_fbclip.data.procedural.generator import generate
 from anomalib_fbclip.fbclip.foreground import CUE_WEIGHTS, foreground_cues
-from anomalib_fbclip.functional import tokens_to_grid
 
 # %% [markdown]
 # ## The picture
@@ -53,14 +53,14 @@ for axis, picture, title in zip(
 # it. Above: the map without and with background suppression, and the result.
 
 # %%
-draw_stages(stages, model.feature_layers, model.views, 0, sample.image / 255, sample.mask, "wood with a hole")
+draw_stages(stages, model.feature_layers, 0, sample.image / 255, sample.mask, "wood with a hole")
 
 # %% [markdown]
 # ## The same of the good picture
 # All scales are fixed, so both figures can be compared panel by panel.
 
 # %%
-draw_stages(stages, model.feature_layers, model.views, 1, sample.clean / 255, None, "the same wood without the hole")
+draw_stages(stages, model.feature_layers, 1, sample.clean / 255, None, "the same wood without the hole")
 
 # %% [markdown]
 # ## The four cues of the foreground mask

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from anomalib_fbclip import FiSeCLIP
+from anomalib_fbclip.common.functional import tokens_to_grid
 from anomalib_fbclip.data.procedural.generator import generate
-from anomalib_fbclip.functional import tokens_to_grid
 
 # %% [markdown]
 # ## A batch

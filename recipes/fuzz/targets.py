@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from anomalib_fbclip import FBCLIP, FiSeCLIP
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.clip.build import EMBEDDED, build_from_openai_state_dict, read_weights
-from anomalib_fbclip.fbclip import adapters
-from anomalib_fbclip.unreadable import read_picture
+from anomalib_fbclip.host.unreadable import read_picture
 
 if TYPE_CHECKING:
     import random
@@ -62,7 +62,7 @@ def expect_clean(action: Callable[[], object], named: tuple[str, ...]) -> str:
 
 def adapter(rng: random.Random, folder: Path) -> str:
     """An adapter whose metadata, tensors or bytes are changed; its hash is made to match, as an attacker would."""
-    tensors, metadata = adapters.read(EMBEDDED["tiny"] / "adapter.safetensors")
+    tensors, metadata = adapters.read(EMBEDDED["tiny"] / "fbclip.safetensors")
     tensors, metadata = dict(tensors), {**metadata, "thresholds": {"image": 0.4, "pixel": 0.6, "origin": "fixed"}}
     for _ in range(rng.randint(1, 3)):
         if rng.random() < 0.5:

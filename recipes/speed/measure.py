@@ -18,7 +18,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import torch
@@ -44,15 +43,6 @@ _MARK = "RESULTS "
 def read_results(output: str) -> dict[str, float]:
     """What the process printed."""
     return json.loads(next(line for line in output.splitlines() if line.startswith(_MARK))[len(_MARK) :])
-
-
-def load_literal() -> object:
-    """The literal form that the tests compare with."""
-    path = Path(__file__).parents[2] / "tests" / "reference" / "literal.py"
-    spec = spec_from_file_location("literal", path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 Form = Callable[[torch.Tensor], object]
@@ -101,11 +91,11 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
             model.fise = [FiSeCLIPModel(clip).to(images.device).eval()]
         return model.fise[0](images)
 
-    literal = load_literal()
+    literal = FBCLIPModel(clip, literal=True).to(images.device).eval()
     forms = {
         "bare tower": lambda images: clip.encode_image(images, [clip.num_layers]),
         "open_clip's tower": open_clip_tower,
-        "literal form": lambda images: literal.forward(model, images),
+        "literal form": literal,
         "FB-CLIP": model,
         "FiSeCLIP": fise,
         "training step": lambda images: step(images, cached=False),

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from anomalib_fbclip.data.procedural.captions import caption
 from anomalib_fbclip.data.procedural.defects import KINDS, add_defect
 from anomalib_fbclip.data.procedural.families import OBJECTS, TEST_ONLY_FAMILIES, TRAIN_FAMILIES
 from anomalib_fbclip.data.procedural.fields import Surface
 from anomalib_fbclip.data.procedural.generator import finish, generate, scene
+from recipes.tiny_clip.captions import caption
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)

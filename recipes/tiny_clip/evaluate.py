@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from anomalib_fbclip.data.procedural.captions import FBCLIP_PROMPTS
 from recipes.tiny_clip.baseline import local_contrast
 from recipes.tiny_clip.batches import to_tensor, unseen_set
+from recipes.tiny_clip.captions import FBCLIP_PROMPTS
 from recipes.tiny_clip.metrics import report
 from recipes.tiny_clip.towers import PATCH, TAPS, Vocabulary, text_features, vision_tokens
 from recipes.tiny_clip.weights import load

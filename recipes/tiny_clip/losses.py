@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anomalib_fbclip.data.procedural.captions import (
+from recipes.tiny_clip.captions import (
     ANOMALOUS_STATES,
     CONTEXT_LENGTH,
     FBCLIP_PROMPTS,

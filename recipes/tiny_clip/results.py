@@ -24,11 +24,11 @@ from anomalib.data import ImageBatch
 from anomalib.engine import Engine
 
 from anomalib_fbclip import FBCLIP, ProceduralSurfaces
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.clip.build import read_weights
 from anomalib_fbclip.clip.frozen import FrozenCLIP
 from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
-from anomalib_fbclip.fbclip import adapters
-from anomalib_fbclip.metrics import ImageScores, ScoreHistogram
+from anomalib_fbclip.host.metrics import ImageScores, ScoreHistogram
 from recipes.tiny_clip.baseline import local_contrast
 from recipes.tiny_clip.towers import Vocabulary, build
 from recipes.tiny_clip.train_adapter import SOURCE, STEPS, train

@@ -14,7 +14,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anomalib_fbclip.data.procedural.captions import vocabulary_texts
+from recipes.tiny_clip.captions import vocabulary_texts
 
 PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 144, 128, 8, 3, 128, 77
 TAPS = (1, 2, 4, 6, 8)

@@ -21,11 +21,11 @@ import cv2
 import numpy as np
 import torch
 
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import TRAIN_FAMILIES
 from anomalib_fbclip.data.procedural.generator import generate
-from anomalib_fbclip.fbclip import adapters
 from anomalib_fbclip.fbclip.attention import HEAD_WIDTH
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sizes", type=int, nargs="*", default=[112, 144], help="input sizes measured at the end")
-    parser.add_argument("--out", type=Path, default=EMBEDDED["tiny"] / "adapter.safetensors")
+    parser.add_argument("--out", type=Path, default=EMBEDDED["tiny"] / "fbclip.safetensors")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)

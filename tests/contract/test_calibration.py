@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from anomalib_fbclip import FBCLIP
-from anomalib_fbclip.cli import main
-from anomalib_fbclip.fbclip import adapters
-from anomalib_fbclip.model_card import model_card
+from anomalib_fbclip.adapted import adapter_file as adapters
+from anomalib_fbclip.adapted.model_card import model_card
+from anomalib_fbclip.commands.cli import main
 
 
 @pytest.fixture(scope="module")

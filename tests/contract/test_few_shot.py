@@ -12,7 +12,7 @@ from anomalib import LearningType
 from anomalib.deploy import ExportType
 
 from anomalib_fbclip import FBCLIP, AuxiliaryTransfer
-from anomalib_fbclip.fbclip import adapters
+from anomalib_fbclip.adapted import adapter_file as adapters
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SequentialSampler, WeightedRandomSampler
 
+from anomalib_fbclip.adapted.training_data import repeat_order
 from anomalib_fbclip.data import AuxiliaryTransfer
-from anomalib_fbclip.fbclip.training_data import repeat_order
 
 MIXED = {"train_anomalous": True, "train_batch_size": 4}
 

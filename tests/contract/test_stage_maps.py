@@ -14,7 +14,7 @@ from anomalib.cli.cli import AnomalibCLI
 from anomalib.models import Padim
 
 from anomalib_fbclip import FBCLIP, StageMaps
-from anomalib_fbclip.callbacks.stage_maps import GROUPS, draw_stages
+from anomalib_fbclip.callbacks.stage_maps import draw_stages
 from anomalib_fbclip.data.procedural.generator import generate
 
 
@@ -80,8 +80,8 @@ def test_the_record_is_the_model_s_own_and_every_ablation_can_be_drawn(arguments
     fbclip.suppression = False
     torch.testing.assert_close(fbclip.score(images).grid_map, stages.anomaly_map_grid_before[:1])
 
-    figure = draw_stages(stages, fbclip.feature_layers, fbclip.views, 0, sample.image / 255, sample.mask, "wood")
-    per_view = len(GROUPS) - 1 - (fbclip.attention is None) - (stages.background_prototype is None)
+    figure = draw_stages(stages, fbclip.feature_layers, 0, sample.image / 255, sample.mask, "wood")
+    per_view = 5 - 1 - (fbclip.attention is None) - (stages.background_prototype is None)
     panels = 4 + (fbclip.memory is not None) + 3 * (1 + per_view * len(fbclip.views))
     bars = 1 + 1 + per_view
     assert len(figure.axes) == panels + bars

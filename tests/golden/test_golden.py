@@ -6,8 +6,8 @@
 import torch
 from torch.testing import assert_close
 
-from anomalib_fbclip.fbclip.adapters import our_name
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
+from anomalib_fbclip.fbclip.published import our_name
 
 LOSSES = {"loss_focal_image": "focal_image", "loss_focal_pixel": "focal_pixel", "loss_dice_weighted": "dice"}
 GRADIENT_FLOOR = 1e-8
@@ -22,7 +22,7 @@ def losses(model, golden):
     return FBCLIPLoss()(
         scores.pred_score,
         anomaly_map,
-        scores.similarity,
+        scores.loss_terms["similarity"],
         golden["input.labels"],
         golden["input.masks"],
     )

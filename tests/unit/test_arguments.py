@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from anomalib_fbclip import FBCLIP, FiSeCLIP
-from anomalib_fbclip.arguments import check_arguments
+from anomalib_fbclip.common.arguments import check_arguments
 
 
 def function(

@@ -18,9 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from anomalib_fbclip import FBCLIP
-from anomalib_fbclip.checkpoints import NamingCheckpointIO
+from anomalib_fbclip.adapted.normal_memory import NormalMemory
 from anomalib_fbclip.clip.build import EMBEDDED, build_from_openai_state_dict, load_clip, read_weights
-from anomalib_fbclip.fbclip.memory import NormalMemory
+from anomalib_fbclip.host.checkpoints import NamingCheckpointIO
 
 BACKBONE = "ViT-B-32"
 
@@ -189,7 +189,7 @@ def test_altered_checkpoints(name: str, change, message: str, checkpoint, tmp_pa
         (b"epochs: 3", "another kind"),
         (lambda path: path.read_bytes()[:-100], "cut off"),
         (lambda path: path.read_bytes()[:2000] + b"?" + path.read_bytes()[2001:], "is altered"),
-        (lambda _: (EMBEDDED["tiny"] / "adapter.safetensors").read_bytes(), "goes into weights"),
+        (lambda _: (EMBEDDED["tiny"] / "fbclip.safetensors").read_bytes(), "goes into weights"),
         (lambda path: torch.save({**torch.load(path, weights_only=True), "hyper_parameters": Bomb()}, path), "not run"),
     ],
 )

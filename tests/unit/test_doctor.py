@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 import anomalib.models
 import pytest
 
-from anomalib_fbclip import cli, doctor
+from anomalib_fbclip.commands import cli, doctor
 
 
 def texts(report, status):
@@ -107,7 +107,8 @@ def test_beside_a_broken_anomalib_and_torch_it_still_reports(tmp_path):
     for name in ("anomalib", "torch"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text(f"raise ImportError('{name} lacks a part')")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from anomalib_fbclip import cli; sys.exit(cli.main())"
+    start = "from anomalib_fbclip.commands.cli import main; sys.exit(main())"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {start}"
     done = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -15,8 +15,8 @@ import yaml
 from huggingface_hub import constants
 
 from anomalib_fbclip import FBCLIP, hub
-from anomalib_fbclip.cli import main
-from anomalib_fbclip.fbclip import adapters
+from anomalib_fbclip.adapted import adapter_file as adapters
+from anomalib_fbclip.commands.cli import main
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
 

@@ -12,8 +12,8 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, F1Max
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.metrics import BINS, ImageScores, ScoreHistogram, bin_to_score, score_to_bin
-from anomalib_fbclip.post_processing import ProbabilityPostProcessor
+from anomalib_fbclip.host.metrics import BINS, ImageScores, ScoreHistogram, bin_to_score, score_to_bin
+from anomalib_fbclip.host.post_processing import ProbabilityPostProcessor
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anomalib_fbclip.pre_processing import ExactPreProcessor, resize_matrix
+from anomalib_fbclip.host.pre_processing import ExactPreProcessor, resize_matrix
 
 
 def _transform(size):

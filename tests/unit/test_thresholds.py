@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from anomalib_fbclip.post_processing import FIXED, LABELS, NORMAL_PICTURES, ProbabilityPostProcessor
-from anomalib_fbclip.thresholds import normal_quantile, pictures_needed
+from anomalib_fbclip.host.post_processing import FIXED, LABELS, NORMAL_PICTURES, ProbabilityPostProcessor
+from anomalib_fbclip.host.thresholds import normal_quantile, pictures_needed
 
 
 @settings(max_examples=60, deadline=None)

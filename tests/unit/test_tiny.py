@@ -20,7 +20,7 @@ from anomalib_fbclip.data.procedural.generator import generate
 
 FOLDER = EMBEDDED["tiny"]
 WEIGHTS = FOLDER / "clip.safetensors"
-ADAPTER = FOLDER / "adapter.safetensors"
+ADAPTER = FOLDER / "fbclip.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from anomalib.data import ImageItem
 from PIL import Image
 
-from anomalib_fbclip.visualization import PredictionVisualizer, _save
+from anomalib_fbclip.host.visualization import PredictionVisualizer, _save
 
 
 @pytest.mark.parametrize(("largest", "red"), [(0.1, False), (0.95, True)])

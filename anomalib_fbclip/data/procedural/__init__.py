@@ -3,10 +3,10 @@
 
 """Procedural surfaces: pictures, exact masks and captions from a seed, without any file."""
 
-from anomalib_fbclip.data.procedural.captions import caption, kind_captions, prompt_pair, vocabulary_texts
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import FAMILIES, TEST_ONLY_FAMILIES, TRAIN_FAMILIES, resolve
 from anomalib_fbclip.data.procedural.generator import Sample, generate
+from recipes.tiny_clip.captions import caption, kind_captions, prompt_pair, vocabulary_texts
 
 __all__ = [
     "FAMILIES",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from anomalib_fbclip.metrics import AnyScoreHistogram, ImageScores, ScoreHistogram
-from anomalib_fbclip.post_processing import ProbabilityPostProcessor
+from anomalib_fbclip.host.metrics import AnyScoreHistogram, ImageScores, ScoreHistogram
+from anomalib_fbclip.host.post_processing import ProbabilityPostProcessor
 
 METRICS = ("image_AUROC", "image_AUPR", "image_F1Max", "pixel_AUROC", "pixel_AUPRO", "pixel_F1Max")
 

@@ -14,8 +14,9 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from anomalib_fbclip.common.files import replacing
+
 from .plan import Cell, Plan, make_plan
-from .store import write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ def write(plan: Plan, results: dict[str, dict[str, Any]], failed: dict[str, str]
 
     rows = make_rows(plan, results, failed)
     for suffix, form in ((".csv", to_csv), (".md", to_markdown), (".tex", to_latex)):
-        write_aside(plan.results / f"table{suffix}", form(rows, plan))
+        with replacing(plan.results / f"table{suffix}") as file:
+            file.write_text(form(rows, plan), encoding="utf-8")
     console = Console()
     console.print(
         f"{len(results)} of {len(plan.cells)} cells: {plan.results}/table.csv, table.md, table.tex",

@@ -4,21 +4,11 @@
 """Results of single cells on disk: written whole or not at all, so that a run may stop, go on, or have company."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file under another name and rename it: no reader, and no other run, sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+from anomalib_fbclip.common.files import replacing
 
 
 class CellStore:
@@ -41,4 +31,5 @@ class CellStore:
 
     def write(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep the result of a cell."""
-        write_aside(self.folder / f"{key}.json", json.dumps(result, indent=1))
+        with replacing(self.folder / f"{key}.json") as file:
+            file.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -13,9 +13,9 @@ from anomalib.data import MVTecAD, get_datamodule
 from miniatures import mvtec, visa, write
 
 from anomalib_fbclip import AuxiliaryTransfer, LabelledFolder, ProceduralSurfaces
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.clip.build import EMBEDDED
 from anomalib_fbclip.data.sets import describe, load_datamodule, shares_source, with_categories
-from anomalib_fbclip.fbclip import adapters
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_an_adapters_own_source_is_recognised(source: str | None, category: str,
 
 def test_a_group_of_families_holds_its_families(tmp_path: Path) -> None:
     fabric, wood = (ProceduralSurfaces(category=category, root=tmp_path) for category in ("fabric", "wood"))
-    shipped = adapters.read(EMBEDDED["tiny"] / "adapter.safetensors")[1]["source"]
+    shipped = adapters.read(EMBEDDED["tiny"] / "fbclip.safetensors")[1]["source"]
     for source in (shipped, "ProceduralSurfaces-train", "ProceduralSurfaces-fabric+foam"):
         assert shares_source(source, [fabric])
         assert not shares_source(source, [wood])

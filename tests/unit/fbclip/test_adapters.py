@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from anomalib_fbclip.fbclip import adapters
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
 
@@ -37,13 +37,35 @@ def refuse(model, path, text):
 def test_round_trip_also_from_the_hub(clip, tmp_path, monkeypatch):
     model, images = build(clip), torch.randn(1, 3, 32, 32)
     path = adapters.save(model, tmp_path / "owner" / "repo" / "a.safetensors", source="Surfaces", epoch=2)
-    monkeypatch.setattr("anomalib_fbclip.hub.hf_hub_download", lambda repo, name, **_: tmp_path / repo / name)
+    monkeypatch.setattr("anomalib_fbclip.adapted.hub.hf_hub_download", lambda repo, name, **_: tmp_path / repo / name)
     for place in (path, "hf://owner/repo/a.safetensors"):
         other = build(clip, seed=1)
         metadata = other.load_adapter(place)
         assert (metadata["source"], metadata["epoch"], metadata["feature_layers"]) == ("Surfaces", 2, [1, 3])
         assert torch.equal(other(images).anomaly_map, model(images).anomaly_map)
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_files_of_version_1_are_read_as_before(clip, small_clip):
+    """Written by this package before the file named its model."""
+    folder = Path(__file__).parents[2] / "golden"
+    model = build(small_clip(width=16), seed=1)
+    metadata = model.load_adapter(folder / "adapter_version_1.safetensors")
+    assert (metadata["format_version"], metadata["model"], metadata["source"]) == (1, "FBCLIP", "Surfaces")
+    assert metadata["thresholds"] == {"image": 0.25, "pixel": 0.75, "origin": "labels"}
+    expected = load_file(folder / "adapter_version_1_expected.safetensors")
+    prediction = model(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(getattr(prediction, name), tensor, atol=1e-6, rtol=0)
+
+
+def test_a_file_of_another_model_is_refused_with_both_names(clip, tmp_path, monkeypatch):
+    model = build(clip)
+    monkeypatch.setattr(FBCLIPModel, "model_name", "Other")
+    path = adapters.save(model, tmp_path / "a.safetensors")
+    assert adapters.read(path)[1]["model"] == "Other"
+    monkeypatch.undo()
+    refuse(model, path, "made for the model Other, this is FBCLIP")
 
 
 def test_refusals(clip, small_clip, tmp_path, monkeypatch):
@@ -145,7 +167,7 @@ ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.l
         ({"thresholds": {**FIXED, "image": 2}}, "from 0 to 1"),
         ({"thresholds": {**FIXED, "pixel": float("nan")}}, "from 0 to 1"),
         ({"thresholds": {"image": 0.5, "pixel": 0.5}}, "origin"),
-        ({"format_version": 2}, "upgrade"),
+        ({"format_version": 3}, "upgrade"),
         ({"format": "another"}, "not an adapter"),
     ],
 )
@@ -168,7 +190,7 @@ def test_random_metadata_is_refused_by_name_or_fits(clip, tmp_path, data):
     except ValueError as error:
         assert "a.safetensors" in str(error)  # noqa: PT017  # both ends are right for some values
     else:
-        ours = adapters.architecture(model)
+        ours = model.architecture()
         same = {name for name in ours if name not in {"image_size", "smoothing_sigma", "backbone"}}
         assert all(read.get(name, ours[name]) == ours[name] for name in same)
 

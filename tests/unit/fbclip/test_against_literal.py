@@ -4,8 +4,6 @@
 """The reduced form of every stage equals its literal form."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,16 +14,37 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close
 
+from anomalib_fbclip.common.functional import grid_to_map, map_matrix
+from anomalib_fbclip.fbclip import views
 from anomalib_fbclip.fbclip.attention import ForegroundBackgroundAttention
-from anomalib_fbclip.fbclip.background import background_prototype, suppress_background
+from anomalib_fbclip.fbclip.background import background_prototype
 from anomalib_fbclip.fbclip.foreground import foreground_mask
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 from anomalib_fbclip.fbclip.views import semantic_mixing, spatial_mixing
-from anomalib_fbclip.functional import grid_to_map, map_matrix
 
-SPEC = importlib.util.spec_from_file_location("literal", Path(__file__).parents[2] / "reference" / "literal.py")
-literal = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(literal)
+
+def literal_mask(tokens, previous=None):
+    """Eq. 7-8, 38-44, token by token."""
+    masks = []
+    for image in range(tokens.shape[0]):
+        c, x = tokens[image, 0], tokens[image, 1:]
+        count = len(x)
+        zero = torch.zeros_like(c)
+        cues = [[], [], [], []]
+        for i in range(count):
+            average = ((x[i - 1] if i else zero) + x[i] + (x[i + 1] if i + 1 < count else zero)) / 3
+            cues[0].append((x[i] - average).norm())
+            cues[1].append((x[i] - x.mean(0)).norm())
+            cues[2].append(1 - torch.dot(x[i], c) / (x[i].norm() * c.norm()))
+            cues[3].append((x[i] - previous[image, 1 + i]).norm() if previous is not None else x.new_zeros(()))
+        score = x.new_zeros(count)
+        for weight, cue in zip((0.3, 0.3, 0.3, 0.1), map(torch.stack, cues), strict=True):
+            score += weight * (cue - cue.min()) / (cue.max() - cue.min()).clamp(min=1e-6)
+        mirrored = [abs(i) if i < count else 2 * (count - 1) - i for i in range(-2, count + 2)]
+        smooth = torch.stack([score[mirrored[i : i + 5]].mean() for i in range(count)])
+        masks.append(torch.where(smooth > 0.5, 1.0, 0.5))
+    return torch.stack(masks).to(tokens.dtype)
+
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2}
 MASKS = {"mixed": None, "foreground": 1.0, "background": 0.5}
@@ -41,7 +60,7 @@ def tokens_and_mask(batch, grid, kind="mixed", width=16, seed=0):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     ("fast", "slow"),
-    [(semantic_mixing, literal.semantic_view), (spatial_mixing, literal.spatial_view)],
+    [(semantic_mixing, views.semantic_view), (spatial_mixing, views.spatial_view)],
 )
 @settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), grid=st.integers(1, 9), kind=st.sampled_from(list(MASKS)), seed=st.integers(0, 99))
@@ -56,7 +75,7 @@ def test_views(fast, slow, dtype, batch, grid, kind, seed):
 def test_spatial_view_of_nearly_equal_tokens():
     tokens, mask = tokens_and_mask(1, 7, width=64)
     tokens = 3 + 1e-4 * tokens
-    assert_close(spatial_mixing(tokens, mask)(tokens), literal.spatial_view(tokens, mask), rtol=0, atol=5e-4)
+    assert_close(spatial_mixing(tokens, mask)(tokens), views.spatial_view(tokens, mask), rtol=0, atol=5e-4)
 
 
 @settings(max_examples=15, deadline=None)
@@ -66,7 +85,13 @@ def test_foreground_mask(batch, grid, seed, first):
     previous = None if first else tokens_and_mask(batch, grid, seed=seed + 100)[0]
     mask = foreground_mask(tokens.double(), previous if first else previous.double())
     assert mask.unique().tolist() in ([0.5], [1.0], [0.5, 1.0])
-    assert torch.equal(mask, literal.foreground_mask(tokens.double(), previous if first else previous.double()))
+    assert torch.equal(mask, literal_mask(tokens.double(), previous if first else previous.double()))
+
+
+def fast_attention(module, tokens):
+    """The fast form on one view, the tokens themselves."""
+    variance = tokens.float().var(dim=-1, correction=0, keepdim=True)
+    return module.attend(tokens, [views.identity_mixing(tokens, None)], [variance])[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,11 +99,11 @@ def test_attention_forward_and_gradients(dtype):
     torch.manual_seed(0)
     module = ForegroundBackgroundAttention(32)
     tokens = torch.randn(2, 10, 32)
-    slow = literal.attention(module, tokens)
+    slow = module(tokens)
     if dtype == torch.bfloat16:
-        assert_close(module.to(dtype)(tokens.to(dtype)).float(), slow, rtol=0, atol=0.1)
+        assert_close(fast_attention(module.to(dtype), tokens.to(dtype)).float(), slow, rtol=0, atol=0.1)
         return
-    fast = module(tokens)
+    fast = fast_attention(module, tokens)
     assert_close(fast, slow, rtol=0, atol=1e-5)
     parameters = list(module.parameters())
     weights = torch.randn_like(fast)
@@ -94,8 +119,8 @@ def test_attention_of_a_saturated_gate(bias):
     module = ForegroundBackgroundAttention(32)
     torch.nn.init.constant_(module.gate[2].bias, bias)
     tokens = torch.randn(2, 10, 32)
-    fast = module(tokens)
-    assert_close(fast, literal.attention(module, tokens), rtol=0, atol=1e-5)
+    fast = fast_attention(module, tokens)
+    assert_close(fast, module(tokens), rtol=0, atol=1e-5)
     gradients = torch.autograd.grad(fast.square().sum(), list(module.parameters()))
     assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -108,19 +133,15 @@ def test_attention_does_not_round_what_a_nearly_saturated_gate_leaves(logit):
     torch.nn.init.zeros_(module.gate[2].weight)
     torch.nn.init.constant_(module.gate[2].bias, logit)
     tokens = 100 * torch.randn(2, 10, 32)
-    exact = literal.attention(copy.deepcopy(module).double(), tokens.double())
-    assert_close(module(tokens).double(), exact, rtol=0, atol=1e-5)
+    exact = copy.deepcopy(module).double()(tokens.double())
+    assert_close(fast_attention(module, tokens).double(), exact, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("bank", ["half", "full"])
-def test_background(bank):
-    features = [torch.randn(2, 10, 16, requires_grad=True) for _ in range(6)]
-    fast, slow = background_prototype(features, bank), literal.prototype(features, bank)
-    assert_close(fast, slow)
-    assert_close(suppress_background(features[0], fast), literal.suppress(features[0], slow), rtol=0, atol=1e-5)
-    ours = torch.autograd.grad(suppress_background(features[0], fast).square().sum(), features)
-    theirs = torch.autograd.grad(literal.suppress(features[0], slow).square().sum(), features)
-    assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+def test_background_prototype_equals_that_of_the_concatenated_bank(bank):
+    features = [torch.randn(2, 10, 16) for _ in range(6)]
+    whole = torch.cat([feature[:, :5] if bank == "half" else feature for feature in features], dim=1)
+    assert_close(background_prototype(features, bank), 0.5 * whole.mean(dim=1) + 0.5 * whole.amax(dim=1))
 
 
 @pytest.mark.parametrize(("grid", "size", "sigma"), [(1, 8, 4), (5, 35, 4), (6, 84, 0), (37, 518, 4), (3, 6, 4)])
@@ -138,15 +159,21 @@ def test_map_matrix(grid, size, sigma):
 
 
 @pytest.mark.parametrize(("size", "batch", "layers"), [(40, 1, (1, 3)), (24, 3, (2,)), (8, 2, (1, 2, 3, 4))])
-def test_whole_model(small_clip, size, batch, layers):
+@pytest.mark.parametrize("arguments", [{}, {"attention": False}, {"suppression": False}, {"views": ("sem",)}], ids=str)
+def test_whole_model_and_its_gradients(small_clip, size, batch, layers, arguments):
+    settings = {"feature_layers": layers, "n_ctx": 3, **arguments}
     torch.manual_seed(1)
-    model = FBCLIPModel(small_clip(), feature_layers=layers, n_ctx=3).eval()
+    fast = FBCLIPModel(small_clip(), **settings).train()
+    literal = FBCLIPModel(fast.clip, literal=True, **settings).train()
+    literal.load_state_dict(fast.state_dict())
     images = torch.randn(batch, 3, size, size)
-    scores = model.score(images)
-    if size == 8:  # one patch: the literal mirror and the half bank do not exist
-        assert scores.grid_map.shape == (batch, 1, 1)
-        assert torch.isfinite(scores.grid_map).all()
-        return
-    score, grid_map = literal.forward(model, images)
-    assert_close(scores.pred_score, score, rtol=0, atol=2e-5)
-    assert_close(scores.grid_map, grid_map, rtol=0, atol=2e-5)
+    found = []
+    for model in (fast, literal):
+        scores = model.score(images)
+        values = (scores.pred_score, scores.grid_map, scores.loss_terms["similarity"])
+        sum(value.sum() for value in values).backward()
+        found.append((values, [p.grad for p in model.parameters() if p.requires_grad]))
+    for ours, theirs in zip(found[0][0], found[1][0], strict=True):
+        assert_close(ours, theirs, rtol=0, atol=2e-5)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm() + 1e-4

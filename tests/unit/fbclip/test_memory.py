@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.fbclip.memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory
+from anomalib_fbclip.adapted.normal_memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
 
@@ -144,7 +144,7 @@ def test_state_dicts_carry_it_and_adapters_do_not(build, images, tmp_path):
     assert other.memory.num_images == 3
     assert torch.equal(other(images).anomaly_map, expected)
 
-    from anomalib_fbclip.fbclip import adapters
+    from anomalib_fbclip.adapted import adapter_file as adapters
 
     path = adapters.save(few, tmp_path / "a.safetensors")
     assert not [name for name in adapters.read(path)[0] if "memory" in name]

@@ -15,7 +15,7 @@ from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
 from anomalib_fbclip.data.procedural.generator import generate
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
-from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
+from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
 
 DEFECTS = ("crack", "pit", "stain", "scratch")
 
@@ -38,7 +38,7 @@ def pictures():
 
 def run(images, dtype, whole=False):
     model = FBCLIPModel(load_clip("tiny"))
-    model.load_adapter(EMBEDDED["tiny"] / "adapter.safetensors")
+    model.load_adapter(EMBEDDED["tiny"] / "fbclip.safetensors")
     mixed = dtype != torch.float32 and not whole
     context = torch.autocast("cpu", dtype) if mixed else contextlib.nullcontext()
     model = model.eval().to(dtype if whole else torch.float32)

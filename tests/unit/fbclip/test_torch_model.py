@@ -9,10 +9,11 @@ import pickle
 import pytest
 import torch
 
-from anomalib_fbclip.fbclip import torch_model
+from anomalib_fbclip.adapted import torch_model
+from anomalib_fbclip.clip.prompts import PromptLearner
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
+from anomalib_fbclip.fbclip.text_fusion import STATES
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
-from anomalib_fbclip.prompts import PromptLearner
 
 ABLATIONS = [
     {"text_poolings": ("eot",)},
@@ -57,7 +58,7 @@ def test_each_argument_matters_and_leaves_no_dead_parameter(clip, images, argume
     model.load_state_dict({k: shared[k] if k in shared and shared[k].shape == v.shape else v for k, v in own.items()})
     assert (model.score(images).grid_map - base.score(images).grid_map).abs().max() > 1e-6
     scores = model.train().score(images)
-    (scores.pred_score.sum() + scores.grid_map.sum() + scores.similarity.sum()).backward()
+    (scores.pred_score.sum() + scores.grid_map.sum() + scores.loss_terms["similarity"].sum()).backward()
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     assert not [name for name, p in trained if p.grad is None]
     assert all(p.grad is None for p in clip.parameters())
@@ -110,11 +111,11 @@ def test_a_large_batch_in_parts_is_the_same(clip, monkeypatch, few_shot):
     if few_shot:
         model.remember(images[:2] + 0.1)
     parts = []
-    score_tokens = model._score_tokens
+    score_blocks = model._score_blocks
     monkeypatch.setattr(
         model,
-        "_score_tokens",
-        lambda blocks, *a: parts.append(len(blocks[0])) or score_tokens(blocks, *a),
+        "_score_blocks",
+        lambda blocks, *a: parts.append(len(blocks[0])) or score_blocks(blocks, *a),
     )
     with torch.no_grad():
         together = model(images)
@@ -142,7 +143,7 @@ def test_losses():
 
 
 def test_prompts(clip):
-    prompts = PromptLearner(clip, n_ctx=5)
+    prompts = PromptLearner(clip, n_ctx=5, states=STATES)
     assert prompts().shape == (2, 77, 64)
     assert prompts.end_of_text.tolist() == [10, 10]
     assert torch.equal(prompts()[0, 1:6], prompts.normal_context[0])
@@ -151,8 +152,8 @@ def test_prompts(clip):
 def test_text_cache(clip, images, monkeypatch):
     model = build(clip)
     calls = []
-    original = model._fuse_text
-    monkeypatch.setattr(model, "_fuse_text", lambda *a: calls.append(1) or original(*a))
+    original = model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda *a: calls.append(1) or original(*a))
     with torch.no_grad():
         first = model(images).pred_score
         model(images)

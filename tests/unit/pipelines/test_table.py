@@ -16,7 +16,7 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, F1Max
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.metrics import AnyScoreHistogram, any_bin_to_score, any_score_to_bin
+from anomalib_fbclip.host.metrics import AnyScoreHistogram, any_bin_to_score, any_score_to_bin
 from anomalib_fbclip.pipelines.table import run
 from anomalib_fbclip.pipelines.table.measure import METRICS
 from anomalib_fbclip.pipelines.table.plan import ModelSpec, make_plan, with_seed

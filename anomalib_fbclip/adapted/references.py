@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from anomalib.data.utils.image import get_image_filenames
 
-from anomalib_fbclip.unreadable import read_picture
+from anomalib_fbclip.host.unreadable import read_picture
 
 
 def collect_references(

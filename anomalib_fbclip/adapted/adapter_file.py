@@ -1,16 +1,15 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Adapter files: ours (safetensors with metadata) and the published ``.pth`` format.
+"""Adapter files: the trained tensors of a model, ours (safetensors with metadata) or in a published format.
 
-Nothing here unpickles without ``weights_only``. A file is read and checked as a whole before the model is touched.
+No code from a file is run. A file is read and checked as a whole before the model is touched.
 """
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,101 +17,69 @@ import torch
 
 import anomalib_fbclip
 from anomalib_fbclip.clip.build import EMBEDDED
-from anomalib_fbclip.functional import is_dense
+from anomalib_fbclip.common.files import replacing
+from anomalib_fbclip.common.functional import is_dense
+from anomalib_fbclip.registration import PUBLISHED_FORMATS
+
+from . import hub
 
 if TYPE_CHECKING:
-    from .torch_model import FBCLIPModel
+    from torch import nn
 
 AdapterMetadata = dict[str, Any]
 
+FORMAT = "anomalib-fbclip-adapter"
+FORMAT_VERSION = 2
+"""Version 1 has no key ``model``: all its files are FB-CLIP's."""
+
+_MAY_DIFFER = ("image_size", "smoothing_sigma")
 _TYPES: dict[str, tuple[type, ...]] = {
+    "model": (str,),
     "backbone": (str,),
-    "backbone_fingerprint": (str,),
     "pretrained": (str, type(None)),
     "source": (str, type(None)),
     "source_domain": (str, type(None)),
-    "feature_layers": (list,),
-    "n_ctx": (int,),
-    "text_poolings": (list,),
-    "views": (list,),
-    "attention": (bool,),
-    "suppression": (bool,),
-    "bank": (str,),
-    "causal_text": (bool,),
-    "temperature": (float, int),
     "image_size": (int,),
     "smoothing_sigma": (float, int),
     "thresholds": (dict, type(None)),
 }
-"""What JSON may hold under the names that something reads again. A SHA-256 tells damage, it is no signature."""
+"""What JSON may hold under the names that are read without a model. A SHA-256 finds damage, it is no signature."""
 
-FORMAT = "anomalib-fbclip-adapter"
-FORMAT_VERSION = 1
+Reader = Callable[[Any, Path], tuple[dict[str, torch.Tensor], AdapterMetadata] | None]
+"""Content of a file and its path -> tensors under the model's names and metadata; ``None``: another format."""
 
-_PUBLISHED = (
-    (r"^fb_Attention\.([fb]g)_(norm|to_q|to_k|to_v)\.(.+)$", r"attention.\1.\2.\3"),
-    (r"^fb_Attention\.([fb]g)_to_out\.0\.(.+)$", r"attention.\1.to_out.\2"),
-    (r"^fb_Attention\.([fb]g)_scale$", r"attention.\1.scale"),
-    (r"^fb_Attention\.(gate|norm)\.(.+)$", r"attention.\1.\2"),
-    (r"^token_selector\.(.+)$", r"text_fusion.token_selector.\1"),
-    (r"^text_projection_mlp\.(.+)$", r"text_fusion.projection.\1"),
-    (r"^scale_weights$", r"scale_weights"),
-    (r"^prompt_learner\.ctx_pos$", r"prompts.normal_context"),
-    (r"^prompt_learner\.ctx_neg$", r"prompts.abnormal_context"),
-)
-_PUBLISHED_UNUSED = re.compile(
-    r"^(layer_selector|fusion_weights?|gate_network)\b"
-    r"|^prompt_learner\.(token_(prefix|suffix)|tokenized_prompts|compound_prompts_text|compound_prompt_projections)",
-)
+_READERS: dict[str, Reader] = {}
 
 
-def our_name(published: str) -> str | None:
-    """Translate a parameter name of the published format; ``None`` for one that its method never uses.
+def register_reader(model: str) -> Callable[[Reader], Reader]:
+    """Register the reader of a model's published weights.
 
-    Raises:
-        ValueError: If the name belongs to neither.
+    Args:
+        model: The model's :attr:`AdaptedCLIP.model_name`.
     """
-    for pattern, replacement in _PUBLISHED:
-        if re.match(pattern, published):
-            name = re.sub(pattern, replacement, published)
-            return name.replace(".fg.", ".foreground.").replace(".bg.", ".background.")
-    if _PUBLISHED_UNUSED.match(published):
-        return None
-    msg = f"unknown tensor {published!r}"
-    raise ValueError(msg)
+
+    def register(reader: Reader) -> Reader:
+        _READERS[model] = reader
+        return reader
+
+    return register
 
 
-def architecture(model: "FBCLIPModel") -> AdapterMetadata:
-    """What a model and an adapter must have in common, plus image size and smoothing, which may differ."""
-    return {
-        "backbone": model.clip.name,
-        "backbone_fingerprint": model.clip.fingerprint(),
-        "feature_layers": list(model.feature_layers),
-        "n_ctx": model.prompts.n_ctx,
-        "text_poolings": sorted(model.text_fusion.poolings),
-        "views": list(model.views),
-        "attention": model.attention is not None,
-        "suppression": model.suppression,
-        "bank": model.bank,
-        "causal_text": model.causal_text,
-        "temperature": model.temperature,
-        "image_size": model.clip.image_size,
-        "smoothing_sigma": model.smoothing_sigma,
-    }
-
-
-def save(model: "FBCLIPModel", path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
+def save(model: "nn.Module", path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
     """Write the trained tensors and what they were made for.
 
     The file is written aside and renamed, so no half-written adapter is ever seen under its name.
 
     Args:
-        model: Model to save.
-        path: File to write, ``.safetensors``.
-        **extra: Further metadata, such as ``source`` (the dataset trained on) and ``epoch``.
+        model: An :class:`AdaptedCLIP`.
+        path: File to write, with suffix ``.safetensors``; its folder is made if it does not exist.
+        **extra: Further metadata that JSON can hold, such as ``source`` (the data set) and ``epoch``.
 
     Returns:
-        Path: The file written.
+        Path: The file.
+
+    Raises:
+        ValueError: If the suffix is another.
     """
     from safetensors.torch import save as to_bytes
 
@@ -122,28 +89,24 @@ def save(model: "FBCLIPModel", path: str | Path, **extra: Any) -> Path:  # noqa:
         raise ValueError(msg)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state_dict().items()}
     metadata = {
-        **architecture(model),
+        **model.architecture(),
         **extra,
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        "model": model.model_name,
         "versions": {"anomalib_fbclip": anomalib_fbclip.__version__, "torch": str(torch.__version__)},
     }
     metadata["sha256"] = digest(tensors, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(to_bytes(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write_bytes(to_bytes(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
     return path
 
 
-def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
+def load_into(model: "nn.Module", path: str | Path) -> AdapterMetadata:
     """Load an adapter into a model, all of it or nothing.
 
     Returns:
-        AdapterMetadata: The file's metadata; for the published format its ``epoch``, ``loss``, ``source_domain``.
+        AdapterMetadata: The file's metadata; for a published format what it holds beside the tensors.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -166,8 +129,8 @@ def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
         same_context = tensor.numel() == target.numel() and "context" in name
         if tensor.shape != target.shape and not same_context:
             msg = (
-                f"adapter {str(path)!r} was made for another backbone: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(target.shape)} in a model on {model.clip.name!r} with n_ctx={model.prompts.n_ctx}."
+                f"adapter {str(path)!r} was made for another backbone or architecture: {name} is "
+                f"{tuple(tensor.shape)} there and {tuple(target.shape)} in this model on {model.clip.name!r}."
             )
             raise ValueError(msg)
         value = tensor.float().reshape(target.shape)
@@ -180,13 +143,18 @@ def load_into(model: "FBCLIPModel", path: str | Path) -> AdapterMetadata:
 
 
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
-    """Read an adapter's tensors, under our names, and its metadata."""
+    """Read an adapter's tensors, under our names, and its metadata, whose key ``model`` names the model.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be used.
+    """
     path = resolve(path)
-    if not _is_file(path):
+    if not _exists(path):
         msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
         raise FileNotFoundError(msg)
     try:
-        tensors, metadata = _read_published(path) if path.suffix in {".pth", ".pt"} else _read_ours(path)
+        tensors, metadata = _read_ours(path) if path.suffix.lower() in {".safetensors", ""} else _read_published(path)
         _check_metadata(metadata)
     except Exception as error:
         msg = f"adapter {str(path)!r} cannot be used: {error}"
@@ -194,7 +162,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
     return tensors, metadata
 
 
-def _is_file(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:  # a name that no file can have
@@ -203,8 +171,6 @@ def _is_file(path: Path) -> bool:
 
 def resolve(path: str | Path) -> Path:
     """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache."""
-    from anomalib_fbclip import hub
-
     return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path).expanduser()
 
 
@@ -214,8 +180,8 @@ def backbone_name(metadata: AdapterMetadata) -> str | None:
     return None if name is None else str(name).partition("/")[0]
 
 
-def check_backbone(path: str | Path, backbone: str) -> None:
-    """Refuse an adapter of an embedded backbone for another one, and the other way round.
+def check_backbone(path: str | Path, backbone: str, model: str) -> None:
+    """Refuse an adapter of another model, or of an embedded backbone for another one, and the other way round.
 
     What open_clip's names stand for is told by the backbone's fingerprint alone, when it has been built.
 
@@ -223,7 +189,9 @@ def check_backbone(path: str | Path, backbone: str) -> None:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be used.
     """
-    theirs = backbone_name(read(path)[1])
+    metadata = read(path)[1]
+    _check_model(metadata, model, str(path))
+    theirs = backbone_name(metadata)
     if theirs is not None and theirs != backbone and {theirs, backbone} & EMBEDDED.keys():
         msg = f"adapter {str(path)!r} was made for another model. backbone: adapter {theirs}, model {backbone}. "
         msg += f"Give backbone={theirs!r} (--model.backbone {theirs})."
@@ -246,35 +214,35 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
     try:
         opened = safe_open(path, framework="pt")
     except SafetensorError as error:
-        msg = f"it is no adapter (.safetensors, or the published .pth), or it was cut off ({error})"
+        msg = f"it is no adapter (.safetensors, or a published .pth), or it was cut off ({error})"
         raise ValueError(msg) from error
     with opened as file:
         metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         if metadata.get("format") != FORMAT:
             msg = "it is a safetensors file, but not an adapter of this package"
             raise ValueError(msg)
-        if metadata.get("format_version") != FORMAT_VERSION:
-            msg = f"format version {metadata.get('format_version')}, this package reads {FORMAT_VERSION}: upgrade it"
+        version = metadata.get("format_version")
+        if version not in range(1, FORMAT_VERSION + 1):
+            msg = f"format version {version}, this package reads 1 to {FORMAT_VERSION}: upgrade it"
             raise ValueError(msg)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     if digest(tensors, metadata) != metadata.get("sha256"):
         msg = "its SHA-256 does not match its content, the file was altered or swapped: fetch it again"
         raise ValueError(msg)
-    return tensors, metadata
+    return tensors, {"model": "FBCLIP", **metadata}
 
 
 def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
+    for module in PUBLISHED_FORMATS:
+        import_module(module)
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict) or not {"prompt_learner", "model_trainable_params"} <= loaded.keys():
-        msg = "it has no 'prompt_learner' and 'model_trainable_params', as the published FB-CLIP weights have"
-        raise ValueError(msg)
-    prompts = {f"prompt_learner.{name}": tensor for name, tensor in loaded["prompt_learner"].items()}
-    tensors = {}
-    for published, tensor in {**prompts, **loaded["model_trainable_params"]}.items():
-        name = our_name(published)
-        if name is not None:
-            tensors[name] = tensor
-    return tensors, {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+    for model, reader in _READERS.items():
+        found = reader(loaded, path)
+        if found is not None:
+            tensors, metadata = found
+            return tensors, {"model": model, **metadata}
+    msg = f"it is in none of the published formats that are known, those of {', '.join(sorted(_READERS))}"
+    raise ValueError(msg)
 
 
 def _check_metadata(metadata: AdapterMetadata) -> None:
@@ -293,10 +261,16 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
         raise ValueError(msg)
 
 
-def _check_architecture(model: "FBCLIPModel", metadata: AdapterMetadata, path: str) -> None:
-    ours = architecture(model)
-    for free in ("image_size", "smoothing_sigma"):
-        ours.pop(free)
+def _check_model(metadata: AdapterMetadata, model: str, path: str) -> None:
+    if metadata["model"] != model:
+        msg = f"adapter {path!r} was made for the model {metadata['model']}, this is {model}: give an adapter of it, "
+        msg += f"or use --model {metadata['model']}."
+        raise ValueError(msg)
+
+
+def _check_architecture(model: "nn.Module", metadata: AdapterMetadata, path: str) -> None:
+    _check_model(metadata, model.model_name, path)
+    ours = {key: value for key, value in model.architecture().items() if key not in _MAY_DIFFER}
     different = {key: (metadata[key], value) for key, value in ours.items() if metadata.get(key, value) != value}
     if "backbone_fingerprint" not in different:
         # The same weights go by another name when they come from a file instead of a tag.

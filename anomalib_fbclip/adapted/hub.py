@@ -1,20 +1,14 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Adapters on a model hub: fetch them, share them, and say in one sentence what to do when that fails."""
+"""Files on a model hub: download and upload, and one sentence that says what to do when that fails."""
 
-import argparse
 import os
-import shutil
-import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, errors, hf_hub_download
-
-from anomalib_fbclip.model_card import Results, model_card
 
 SCHEME = "hf:/"  # pathlib folds two slashes into one, and anomalib's checkpoints turn paths into strings and back
 _LOGIN = "log in with 'hf auth login', with a token that may {verb} {repo}."
@@ -47,62 +41,22 @@ def download(place: str) -> Path:
     return Path(path)
 
 
-def share(
-    adapter: str | Path,
-    repo_id: str,
-    results: Results | None = None,
-    private: bool = False,
-    license_name: str | None = None,
-) -> str:
-    """Put an adapter and a model card into a repository of the hub, which is made if it does not exist.
+def upload(folder: str | Path, repo_id: str, message: str, private: bool = False) -> None:
+    """Put the files of a folder into a repository of the hub, which is made if it does not exist.
 
     Args:
-        adapter: Adapter file of this package.
+        folder: Folder whose files are uploaded.
         repo_id: ``owner/name``.
-        results: Metrics for the card: a CSV file, or names and values.
+        message: Message of the commit.
         private: Make a new repository private.
-        license_name: Licence for the card, such as ``apache-2.0``. That of the data trained on may matter.
-
-    Returns:
-        str: ``hf://owner/name/file``, as ``weights`` takes it.
 
     Raises:
-        ValueError: If the file is not an adapter of this package, or the results cannot be read.
         HubError: If the hub refuses or cannot be reached.
     """
-    from anomalib_fbclip.fbclip import adapters
-
-    adapter = Path(adapter)
-    _, metadata = adapters.read(adapter)
-    if adapter.suffix != ".safetensors":
-        msg = f"adapter {str(adapter)!r}: load it and save it with save_adapter first; what is shared is .safetensors."
-        raise ValueError(msg)
-    place = f"hf://{repo_id}/{adapter.name}"
-    card = model_card(metadata, place, results=results, license_name=license_name)
     api = HfApi(endpoint=_endpoint())
-    with TemporaryDirectory() as folder, _explained(repo_id, "write to"):
-        shutil.copy(adapter, folder)
-        Path(folder, "README.md").write_text(card, encoding="utf-8")
+    with _explained(repo_id, "write to"):
         api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Add {adapter.name}")
-    return place
-
-
-def main(words: Sequence[str]) -> int:
-    """``anomalib-fbclip share``: put an adapter and its model card on the hub."""
-    parser = argparse.ArgumentParser(prog="anomalib-fbclip share", description=main.__doc__)
-    parser.add_argument("adapter", type=Path, help="adapter file of this package (.safetensors)")
-    parser.add_argument("repo_id", help="owner/name; made if it does not exist")
-    parser.add_argument("--results", type=Path, help="CSV file with metrics for the model card")
-    parser.add_argument("--license", dest="license_name", help="licence for the model card, such as apache-2.0")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    try:
-        place = share(**vars(parser.parse_args(words)))
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{place}\n")
-    return 0
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
 
 
 def _endpoint() -> str | None:

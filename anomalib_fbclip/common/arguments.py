@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -39,6 +40,21 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
         if any(isinstance(number, Real) and not math.isfinite(number) for number in numbers):
             msg = f"{name}={value!r}: give a finite number."
             raise ValueError(msg)
+
+
+def argument_names(cls: type) -> set[str]:
+    """Names of all arguments of a class, those included that its bases take from ``**kwargs``."""
+    signatures = (signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base))  # type: ignore[misc]
+    return {name for parameters in signatures for name in parameters.parameters} - {"self", "args", "kwargs"}
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  # any argument
+    """A value in types that a checkpoint admits: paths as strings, sequences of any kind as tuples."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(plain(item) for item in value)
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:  # noqa: ANN401  # values and annotations of any kind

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
-    "calibrate": "anomalib_fbclip.fbclip.calibrate:main",
-    "doctor": "anomalib_fbclip.doctor:main",
-    "share": "anomalib_fbclip.hub:main",
+    "calibrate": "anomalib_fbclip.commands.calibrate:main",
+    "doctor": "anomalib_fbclip.commands.doctor:main",
+    "share": "anomalib_fbclip.commands.share:main",
 }
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""
 

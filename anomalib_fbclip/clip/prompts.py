@@ -1,27 +1,26 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Learnable normal and abnormal prompts (paper, section 3.2)."""
+"""Learnable normal and abnormal prompts: context tokens in front of fixed words."""
 
 import torch
 from torch import nn
 
-from anomalib_fbclip.clip import FrozenCLIP
+from .frozen import FrozenCLIP
 
-STATES = ("object without defect.", "object with defect.")
-"""Words after the learnable context: normal first, abnormal second."""
-
-PLACE = "X"
+FILLER = "X"
+"""Word that keeps the place of a context token when a prompt is tokenised."""
 
 
 class PromptLearner(nn.Module):
-    """Two prompts ``"X ... X object without defect."`` and ``"X ... X object with defect."``, the X learnable.
+    """Two prompts ``"X ... X <words>"``, normal and abnormal, whose X are learnable context tokens.
 
     Start token, words and padding keep CLIP's frozen embeddings.
 
     Args:
         clip: Backbone that embeds the words.
-        n_ctx: Number of learnable places in front of the words.
+        n_ctx: Number of context tokens in front of the words.
+        states: Words of the normal and of the abnormal prompt.
 
     Raises:
         ValueError: If the prompts would not fit into CLIP's context.
@@ -30,15 +29,15 @@ class PromptLearner(nn.Module):
     token_ids: torch.Tensor
     word_embeddings: torch.Tensor
 
-    def __init__(self, clip: FrozenCLIP, n_ctx: int = 12) -> None:
+    def __init__(self, clip: FrozenCLIP, n_ctx: int, states: tuple[str, str]) -> None:
         super().__init__()
         from open_clip import tokenizer
 
         if not 1 <= n_ctx <= clip.context_length - 8:
-            msg = f"n_ctx={n_ctx}: choose between 1 and {clip.context_length - 8} learnable places."
+            msg = f"n_ctx={n_ctx}: choose between 1 and {clip.context_length - 8} context tokens."
             raise ValueError(msg)
         self.n_ctx = n_ctx
-        prompts = [" ".join([PLACE] * n_ctx + [state]) for state in STATES]
+        prompts = [" ".join([FILLER] * n_ctx + [state]) for state in states]
         token_ids = tokenizer.tokenize(prompts, context_length=clip.context_length)
         self.register_buffer("token_ids", token_ids, persistent=False)
         self.register_buffer("word_embeddings", clip.embed_text(token_ids).detach(), persistent=False)
@@ -47,7 +46,7 @@ class PromptLearner(nn.Module):
 
     @property
     def end_of_text(self) -> torch.Tensor:
-        """Place of the end-of-text token in each prompt ``[2]``: the largest token id."""
+        """Index of the end-of-text token in each prompt ``[2]``: the largest token id."""
         return self.token_ids.argmax(dim=-1)
 
     def forward(self) -> torch.Tensor:

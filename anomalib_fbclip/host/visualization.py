@@ -6,7 +6,6 @@
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from anomalib.data import ImageBatch, ImageItem
 from anomalib.utils.path import generate_output_filename
@@ -14,8 +13,10 @@ from anomalib.visualization import ImageVisualizer
 from anomalib.visualization.image.functional import add_text_to_image
 from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_fbclip.distributed import own_number
-from anomalib_fbclip.unreadable import predicted_files
+from anomalib_fbclip.common.files import replacing
+
+from .processes import own_number
+from .unreadable import predicted_files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -119,15 +120,9 @@ class PredictionVisualizer(ImageVisualizer):
             picture = self.visualize(item)
             if picture is not None:
                 target = Path(self.output_dir) / self.picture_path(item.image_path or f"unnamed/{number}.png")
-                target.parent.mkdir(parents=True, exist_ok=True)
                 _save(picture, target)
 
 
 def _save(picture: "Image.Image", target: Path) -> None:
-    """Write aside and rename: a killed run leaves no half picture under a picture's name."""
-    aside = target.with_name(f".{uuid4().hex}{target.suffix}")
-    try:
-        picture.save(aside)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(target) as file:
+        picture.save(file)

@@ -10,7 +10,7 @@ from anomalib.data import Batch
 from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 
-from anomalib_fbclip.metrics import ScoreHistogram
+from .metrics import ScoreHistogram
 
 FIXED, LABELS, NORMAL_PICTURES = "fixed", "labels", "normal pictures"
 

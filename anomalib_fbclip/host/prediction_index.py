@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from anomalib_fbclip.unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
+from .unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch

@@ -20,7 +20,7 @@ _FACTS = {
     "image_size": "Image size",
     "source": "Trained on",
     "epoch": "Epochs",
-    "n_ctx": "Learnable places of a prompt",
+    "n_ctx": "Context tokens of a prompt",
     "text_poolings": "Text poolings",
     "views": "Views",
     "sha256": "SHA-256 of content",
@@ -29,15 +29,15 @@ _FACTS = {
 
 _TEXT = """\
 {front}
-# FB-CLIP adapter, {title}
+# {model} adapter, {title}
 
-Trained part of FB-CLIP, a zero-shot visual anomaly detector, for
+Trained part of {model}, a zero-shot visual anomaly detector, for
 [anomalib](https://github.com/open-edge-platform/anomalib) with the plug-in `anomalib-fbclip`. The frozen CLIP backbone
 is not in this file.
 
 ```bash
 pip install anomalib-fbclip
-anomalib predict --model FBCLIP {arguments} --data <image or folder>
+anomalib predict --model {model} {arguments} --data <image or folder>
 ```
 
 ## What it is
@@ -63,7 +63,7 @@ def model_card(
     """Write a model card in the hub's form: front matter, use, facts, thresholds, results.
 
     Args:
-        metadata: Of the adapter, see :func:`anomalib_fbclip.fbclip.adapters.read`.
+        metadata: Of the adapter, see :func:`anomalib_fbclip.adapted.adapter_file.read`.
         place: What ``weights`` takes to load it, such as ``hf://owner/name/file``.
         results: Metrics: a CSV file, or names and values. ``None``: the card says that there are none.
         license_name: Licence for the front matter.
@@ -79,7 +79,7 @@ def model_card(
         license=license_name,
         library_name="anomalib",
         pipeline_tag="image-segmentation",
-        tags=["anomaly-detection", "zero-shot", "fb-clip", "clip"],
+        tags=["anomaly-detection", "zero-shot", metadata["model"].lower(), "clip"],
     )
     facts = [(title, _plain(metadata[key])) for key, title in _FACTS.items() if metadata.get(key) is not None]
     backbone, _, weights = str(metadata.get("backbone") or "").partition("/")
@@ -93,6 +93,7 @@ def model_card(
     }
     return _TEXT.format(
         front=f"---\n{front.to_yaml().strip()}\n---",
+        model=metadata["model"],
         title=f"{metadata.get('backbone')} at {metadata.get('image_size')}",
         arguments=" ".join(f"--model.{key} {value}" for key, value in arguments.items() if value is not None),
         facts=_table([("", ""), *facts]),

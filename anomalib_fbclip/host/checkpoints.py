@@ -9,16 +9,13 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: S403  # the error alone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
-from anomalib_fbclip.functional import is_dense
-
-if TYPE_CHECKING:
-    from .lightning import CLIPModule
+from anomalib_fbclip.common.functional import is_dense
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +85,12 @@ def _unreadable(path: str | Path, reason: str) -> ValueError:
     )
 
 
-def strip(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
+def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Take backbone and evaluator out, note the backbone's fingerprint and the image size."""
     checkpoint["state_dict"] = {
         name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_ABSENT)
     }
-    if module.normal_source is not None:
+    if module.calibrator.normal_source is not None:
         # The thresholds are in the state dict; the pictures need not exist any more.
         checkpoint["hyper_parameters"]["normal_source"] = None
     if module.weights is not None:
@@ -106,7 +103,7 @@ def strip(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
     }
 
 
-def check(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
+def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Refuse a checkpoint of another backbone, or with NaN in what was trained.
 
     The model's image size wins over the checkpoint's: the data set has used it already, and resizing twice would
@@ -147,7 +144,7 @@ def check(module: "CLIPModule", checkpoint: dict[str, Any]) -> None:
     module.source = ours["source"]
 
 
-def refill(module: "CLIPModule", state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def refill(module: LightningModule, state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Complete a stripped state dict with the module's own backbone and evaluator, so that strict loading passes."""
     own = {name: tensor for name, tensor in module.state_dict().items() if name.startswith(_ABSENT)}
     given = {name: tensor for name, tensor in state_dict.items() if not name.startswith("evaluator.")}

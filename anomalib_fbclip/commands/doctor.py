@@ -137,7 +137,7 @@ def weights() -> Iterator[Finding]:
     from anomalib_fbclip.clip.build import EMBEDDED
 
     for name, folder in EMBEDDED.items():
-        for file in ("clip.safetensors", "adapter.safetensors"):
+        for file in ("clip.safetensors", "fbclip.safetensors"):
             path = folder / file
             if path.is_file():
                 yield Finding(OK, f"embedded backbone {name!r}: {file}, {path.stat().st_size / 1e6:.1f} MB")

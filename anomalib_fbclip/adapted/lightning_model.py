@@ -1,0 +1,402 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``AdaptedModule``: the base of Lightning modules whose torch model is an :class:`AdaptedCLIP`."""
+
+import logging
+import math
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import torch
+from anomalib import LearningType
+from anomalib.data import Batch
+from lightning.pytorch import Callback
+from torch import nn
+from torch.utils.data import DataLoader
+
+from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.clip.build import EMBEDDED
+from anomalib_fbclip.clip.token_cache import TokenCache
+from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
+from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
+
+from . import adapter_file, sharing
+from .adapter_checkpoint import AdapterCheckpoint
+from .model_card import Results
+from .references import collect_references, files_in
+from .torch_model import AdaptedCLIP
+from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
+
+logger = logging.getLogger(__name__)
+
+_LIGHTNING_DEFAULT_EPOCHS = 1000
+
+
+class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
+    """Two regimes, training, few normal images, adapter files and checkpoints of an adapted CLIP.
+
+    With ``weights`` a model is zero-shot: ``anomalib train``, ``test`` and ``predict`` need no training, as with
+    WinCLIP. Without, it trains its small trainable part on the data module's train split: images with labels and masks
+    (the papers' auxiliary protocol); labels alone, then without pixel losses; or normal images alone, then with
+    synthetic anomalies.
+
+    A model is ``class Name(AdaptedModule, AnomalibModule)``, whose constructor passes ``**kwargs`` on and calls
+    :meth:`build` with its torch model, its loss and its own arguments. The loss takes ``pred_score`` ``[B]``,
+    ``anomaly_map`` ``[B, H, H]`` (up-sampled, not smoothed), ``labels`` ``[B]``, ``masks`` ``[B, H, W]`` or ``None``,
+    and the torch model's ``loss_terms``; it returns its parts and their ``total`` in a dictionary.
+
+    Args:
+        feature_layers: Blocks whose tokens are read, counted from 1. ``None``: the paper's, at the same relative depths
+            in another tower.
+        weights: Adapter: our ``.safetensors``, the published weights, or ``hf://owner/repo/file``. ``"auto"``: the
+            adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train.
+        temperature: Divides the cosine of tokens and text.
+        smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
+        literal: Compute the paper's equations in their literal form: slower, the same values up to rounding. For those
+            who want to change an equation.
+        learning_rate: Of Adam.
+        betas: Of Adam.
+        token_cache: Folder for the frozen tokens of training images, so that later epochs skip the visual tower; see
+            :class:`anomalib_fbclip.clip.TokenCache`. ``None``: none.
+        token_cache_limit: Gigabytes that the cache may fill; 14 MB an image for ViT-L/14 at 518 x 518.
+        max_epochs: Epochs of training where the trainer sets no limit, or Lightning's default of 1000, which cannot be
+            told from no limit. ``None``: the paper's.
+        k_shot: Normal images whose patch tokens join the text's score, see :class:`NormalMemory`. 0: zero-shot.
+            Checkpoints and exports carry the memory; adapters do not.
+        few_shot_source: Folder of the normal images, of which the first ``k_shot`` by name are taken. ``None``: a
+            random choice from the data module's train split. Read once, when the first run begins.
+        seed: Seeds the first values of the trained part, and training. ``None``: unseeded.
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.CLIPModule`.
+
+    Attributes:
+        model: The torch model.
+        supervision: What the train split allows.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range, or the adapter was made for another model.
+        FileNotFoundError: If a weights file does not exist.
+        ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
+    """
+
+    paper_epochs: ClassVar[int]
+    """Epochs of the paper's training."""
+
+    _has_learned = False
+    _remembered: Sequence[Path] = ()
+
+    def __init__(
+        self,
+        feature_layers: Sequence[int] | None = None,
+        weights: str | None = "auto",
+        temperature: float = 0.07,
+        smoothing_sigma: float = 4.0,
+        literal: bool = False,
+        learning_rate: float = 5e-5,
+        betas: tuple[float, float] = (0.5, 0.999),
+        token_cache: str | None = None,
+        token_cache_limit: float = 50.0,
+        max_epochs: int | None = None,
+        k_shot: int = 0,
+        few_shot_source: str | Path | None = None,
+        seed: int | None = 0,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not (learning_rate > 0 and math.isfinite(learning_rate)):
+            msg = f"learning_rate={learning_rate}: give a positive number (the paper's is 5e-5)."
+            raise ValueError(msg)
+        if max_epochs is not None and max_epochs < 1:
+            msg = f"max_epochs={max_epochs}: give 1 or more, or None for the paper's {self.paper_epochs}."
+            raise ValueError(msg)
+        if k_shot < 0:
+            msg = f"k_shot={k_shot}: give 0 (no normal images) or more."
+            raise ValueError(msg)
+        if few_shot_source is not None and not k_shot:
+            msg = f"few_shot_source={str(few_shot_source)!r} is not used with k_shot=0: give k_shot, how many to take."
+            raise ValueError(msg)
+        self._shared = {
+            "feature_layers": feature_layers,
+            "temperature": temperature,
+            "smoothing_sigma": smoothing_sigma,
+            "few_shot": k_shot > 0,
+            "literal": literal,
+        }
+        self.weights = str(weights) if weights is not None else None
+        self.learning_rate = learning_rate
+        self.betas = (float(betas[0]), float(betas[1]))
+        self.max_epochs = max_epochs
+        self.k_shot = k_shot
+        self.few_shot_source = str(few_shot_source) if few_shot_source is not None else None
+        self.seed = seed
+        self.supervision = Supervision.LABELS_AND_MASKS
+        self._token_cache = None if token_cache is None else (token_cache, token_cache_limit * 1e9)
+
+    def build(self, model: type[AdaptedCLIP], loss: nn.Module, **arguments: Any) -> None:  # type: ignore[override]  # noqa: ANN401  # of any model
+        """Load the backbone, build the torch model on it, load the adapter.
+
+        Args:
+            model: Class of the torch model.
+            loss: See the class.
+            **arguments: Arguments of the torch model beside those that all adapted models have.
+        """
+        self.model_name = model.model_name
+        # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
+        # its distortions when it is made.
+        with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
+            if self.seed is not None:
+                torch.manual_seed(self.seed)
+            super().build(model, **self._shared, **arguments)
+            self.synthesis = AnomalySynthesis(CLIP_MEAN, CLIP_STD)
+        self.loss = loss
+        self.token_cache = None
+        if self._token_cache is not None:
+            self.token_cache = TokenCache(self.model.clip, self.model.feature_layers, *self._token_cache)
+        self._load_weights()
+
+    def load_backbone(self) -> FrozenCLIP:
+        """The frozen backbone; the adapter is checked first, as the backbone may be a long download."""
+        if self.weights not in {None, "auto", FROM_CHECKPOINT}:
+            adapter_file.check_backbone(self.weights, self.hparams["backbone"], self.model_name)
+        return super().load_backbone()
+
+    def _load_weights(self) -> None:
+        if self.weights == "auto":
+            folder = EMBEDDED.get(self.hparams["backbone"])
+            embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
+            self.weights = str(embedded) if embedded is not None and embedded.is_file() else None
+        if self.weights not in {None, FROM_CHECKPOINT}:
+            metadata = self.model.load_adapter(self.weights)
+            self.source = metadata.get("source") or metadata.get("source_domain")
+            self.restore_thresholds(metadata)
+
+    @property
+    def learning_type(self) -> LearningType:
+        """``ZERO_SHOT`` or ``FEW_SHOT`` with an adapter, ``ONE_CLASS`` (anomalib's word for "trains") without."""
+        if self.weights is None:
+            return LearningType.ONE_CLASS
+        return LearningType.FEW_SHOT if self.k_shot else LearningType.ZERO_SHOT
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on the trained part (the backbone is frozen), without a schedule."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=self.learning_rate, betas=self.betas)
+
+    def setup(self, stage: str) -> None:
+        """Set the epochs where the trainer sets none, seed training; the rest as :meth:`CLIPModule.setup`."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        unlimited = self.trainer.max_steps == -1 and self.trainer.fit_loop.max_epochs in {
+            None,
+            _LIGHTNING_DEFAULT_EPOCHS,
+        }
+        if unlimited:
+            self.trainer.fit_loop.max_epochs = self.max_epochs or self.paper_epochs
+            logger.info(
+                "Training for %d epochs; --trainer.max_epochs sets another number (1000, which is Lightning's default "
+                "and has no effect here, by --model.max_epochs).",
+                self.trainer.max_epochs,
+            )
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Anomalib's components, and :class:`AdapterCheckpoint` for runs that train."""
+        callbacks = [*super().configure_callbacks()]
+        if self.weights is None and not any(isinstance(c, AdapterCheckpoint) for c in self.trainer.callbacks):
+            callbacks.append(AdapterCheckpoint())
+        return callbacks
+
+    def on_fit_start(self) -> None:
+        """Read the labels of the train split once, and log what they allow."""
+        self.trainer.fit_loop.setup_data()
+        self.supervision = describe_training_data(self.trainer.train_dataloader)
+        if self.seed is not None and isinstance(self.trainer.train_dataloader, DataLoader):
+            repeat_order(self.trainer.train_dataloader, self.seed)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            here = "-".join(filter(None, (datamodule.name, str(datamodule.category or ""))))
+            self.source = getattr(datamodule, "source_name", here)
+
+    def on_train_start(self) -> None:
+        """Note that there is something to score by, and repeat the order of the images."""
+        self._has_learned = True
+        self._repeat_order()
+
+    def _repeat_order(self) -> None:
+        """Draw the order of the images where the epoch is known; workers began before that."""
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        fetcher = getattr(self.trainer.fit_loop, "_data_fetcher", None)
+        if self.seed is not None and sampler is not None and hasattr(sampler, "set_epoch") and fetcher is not None:
+            self._seed_epoch()
+            sampler.set_epoch(self.trainer.current_epoch)
+            iter(fetcher)  # Lightning draws too early, and only once
+
+    def on_train_epoch_start(self) -> None:
+        """Tie what workers draw at random to the epoch; Lightning does not call this in a resumed run's first one."""
+        self._seed_epoch()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Tie what is drawn at random in training to the epoch, such as synthesised anomalies."""
+        del batch
+        if batch_idx == 0:
+            self._seed_epoch()
+
+    def _seed_epoch(self) -> None:
+        if self.seed is not None:
+            # Processes that share a run synthesise different anomalies.
+            own = self.trainer.current_epoch * self.trainer.world_size + self.global_rank
+            torch.manual_seed(epoch_seed(self.seed, own))
+
+    def training_step(self, batch: Batch, *args, **kwargs) -> torch.Tensor:
+        """Loss of one batch, all its parts logged."""
+        del args, kwargs
+        self.check_images(batch)
+        images, labels, masks = batch.image, batch.gt_label, batch.gt_mask
+        if self.supervision is Supervision.NORMAL_ONLY:
+            images, labels, masks = self.synthesis(images)
+        elif self.supervision is Supervision.LABELS:
+            masks = None
+        # Synthesised anomalies are new in every step: a cache of them would only fill the disk.
+        cache = self.token_cache if self.supervision is not Supervision.NORMAL_ONLY else None
+        scores = self.model.score(images, tokens=None if cache is None else cache.encode_image(images))
+        anomaly_map = self.model.upsample(scores.grid_map, images.shape[-1], sigma=0)
+        parts = self.loss(
+            pred_score=scores.pred_score,
+            anomaly_map=anomaly_map,
+            labels=labels,
+            masks=masks,
+            **scores.loss_terms,
+        )
+        total = parts.pop("total")
+        self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
+        return total
+
+    def fill_memory(self) -> None:
+        """Read the normal images of a few-shot model, unless it holds some: read before, or from a checkpoint.
+
+        Raises:
+            ValueError: If there are none to read.
+        """
+        if self.model.memory is None or self.model.memory.num_images:
+            return
+        datamodule = getattr(self._trainer, "datamodule", None)
+        transform = getattr(self.pre_processor, "transform", None)
+        images, self._remembered = collect_references(
+            self.k_shot,
+            self.few_shot_source,
+            datamodule,
+            transform,
+            self.seed,
+        )
+        self.model.remember(images.to(self.device))
+        logger.info("%d normal images remembered.", len(images))
+
+    def on_validation_start(self) -> None:
+        """Fill the memory of a few-shot model; a checkpoint has been read by now."""
+        self.fill_memory()
+
+    def on_test_start(self) -> None:
+        """Fill the memory of a few-shot model; warn of one that never learned anything."""
+        self._warn_if_untrained()
+        self.fill_memory()
+        super().on_test_start()
+
+    def on_predict_start(self) -> None:
+        """Fill the memory of a few-shot model; warn of one that never learned anything."""
+        self._warn_if_untrained()
+        self.fill_memory()
+        super().on_predict_start()
+
+    def _warn_if_untrained(self) -> None:
+        if self.weights is None and not self._has_learned:
+            logger.warning(
+                "This model has no adapter and was not trained: scores and maps mean nothing. Give weights=<adapter> "
+                "(on the command line --model.weights), a checkpoint, or train it first.",
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse the checkpoint of a few-shot model where this one has no memory."""
+        tokens = checkpoint["state_dict"].get("model.memory.tokens")
+        if tokens is not None and self.model.memory is None:
+            msg = f"The checkpoint holds a memory of {tokens.shape[1]} normal images: give k_shot={tokens.shape[1]}."
+            raise ValueError(msg)
+        self._has_learned = True
+        super().on_load_checkpoint(checkpoint)
+
+    def to_torch(self, *args, **kwargs) -> Path:
+        """Export as anomalib does, with a full memory."""
+        self.fill_memory()
+        return super().to_torch(*args, **kwargs)
+
+    def to_onnx(self, *args, **kwargs) -> Path:
+        """Export as anomalib does, with a full memory."""
+        self.fill_memory()
+        return super().to_onnx(*args, **kwargs)
+
+    def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
+        """Set the thresholds from normal images, with a full memory; see :meth:`CLIPModule.calibrate`.
+
+        Images of the memory are left out: they are nearer to themselves than any other image will be.
+        """
+        self.fill_memory()
+        return super().calibrate(normal_source, false_alarm_rate)
+
+    def calibrate_once(self) -> None:
+        """Set the thresholds that the user asked for, with a full memory."""
+        if self.calibrator.normal_source is not None:
+            self.fill_memory()
+        super().calibrate_once()
+
+    @property
+    def known_images(self) -> Collection[Path]:
+        """Images of the few-shot memory."""
+        if self.k_shot and not self._remembered and self.few_shot_source is not None:
+            # The memory came with a checkpoint; where its images are still there, they are known by name.
+            with suppress(OSError, ValueError):
+                return files_in(self.k_shot, self.few_shot_source)
+        return self._remembered
+
+    def calibration_state(self) -> object:
+        """What thresholds from normal images depend on: also the content of the memory."""
+        # A memory of other images is another tensor of the same shape.
+        memory = self.model.memory
+        return super().calibration_state(), None if memory is None else float(memory.tokens.double().sum())
+
+    def calibration_settings(self) -> dict[str, Any]:
+        """Settings that thresholds hold for."""
+        return {**super().calibration_settings(), "k_shot": self.k_shot}
+
+    def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
+        """Write the trained part as an adapter file, see :func:`anomalib_fbclip.adapted.adapter_file.save`.
+
+        The thresholds of a few-shot model are left out: they are for scores with a memory, which adapters do not hold.
+        """
+        if not self.k_shot:
+            self.calibrate_once()
+        thresholds = None if self.k_shot else self.thresholds
+        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": thresholds}
+        return adapter_file.save(self.model, path, **known, **extra)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        results: Results | None = None,
+        private: bool = False,
+        license_name: str | None = None,
+    ) -> str:
+        """Share the trained part with a model card, see :func:`anomalib_fbclip.adapted.sharing.share`.
+
+        Returns:
+            str: ``hf://owner/name/adapter.safetensors``, as ``weights`` takes it.
+        """
+        with TemporaryDirectory() as folder:
+            path = self.save_adapter(Path(folder, "adapter.safetensors"))
+            return sharing.share(path, repo_id, results=results, private=private, license_name=license_name)

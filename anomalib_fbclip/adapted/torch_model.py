@@ -1,0 +1,311 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``AdaptedCLIP``: the base of torch models that score images with a frozen CLIP and a small trained part."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from anomalib.data import InferenceBatch
+from torch import nn
+
+from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
+
+from . import adapter_file
+from .normal_memory import NormalMemory
+from .stages import Stages
+
+TOKENS_AT_ONCE = 1370
+"""On a CPU, behind the visual tower: one image of 518 pixels. Eight together take 1.4 times as long as one by one."""
+_NOT_TRAINED = ("clip.", "memory.")
+
+
+@dataclass
+class Detection:
+    """What a model makes of the tokens of its images.
+
+    Attributes:
+        logit: Abnormal minus normal logit of class token and patches ``[B, 1 + L]``.
+        loss_terms: What the model's loss needs beside image score and map, by the names of its arguments. The first
+            axis of each tensor counts images.
+    """
+
+    logit: torch.Tensor
+    loss_terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Scores:
+    """Probabilities of images and patches.
+
+    Attributes:
+        pred_score: Abnormal probability of the class token ``[B]``.
+        grid_map: Abnormal probability of the patches ``[B, g, g]``.
+        loss_terms: See :class:`Detection`.
+    """
+
+    pred_score: torch.Tensor
+    grid_map: torch.Tensor
+    loss_terms: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class AdaptedCLIP(nn.Module, ABC):
+    """A frozen CLIP with a small trained part.
+
+    A model defines its trained tensors in the constructor, :meth:`encode_text`, :meth:`detect` (the equations) and
+    :meth:`architecture`. Everything else is here: tokens of the backbone, cached text features, large batches in parts,
+    the memory of a few-shot model, up-sampling, the record of the stages, adapter files.
+
+    Args:
+        clip: Frozen backbone.
+        feature_layers: Blocks whose tokens are read, counted from 1. ``None``: the paper's for a tower of 24 blocks,
+            the same relative depths for another.
+        temperature: Divides the cosine of tokens and text.
+        smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
+        few_shot: Let a memory of normal images join the text's score, see :meth:`remember`.
+        literal: Compute the equations in their literal form: slower, the same values up to rounding.
+
+    Raises:
+        ValueError: If an argument is out of range; the message holds the value.
+    """
+
+    model_name: ClassVar[str]
+    """Name of the Lightning class, which adapter files record."""
+
+    paper_layers: ClassVar[tuple[int, ...]] = (6, 12, 18, 24)
+    """Blocks that the paper reads from a tower of 24."""
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        feature_layers: Sequence[int] | None = None,
+        temperature: float = 0.07,
+        smoothing_sigma: float = 4.0,
+        few_shot: bool = False,
+        literal: bool = False,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            msg = f"temperature={temperature}: give a positive number (the paper's is 0.07)."
+            raise ValueError(msg)
+        if not 0 <= smoothing_sigma <= clip.image_size:
+            msg = f"smoothing_sigma={smoothing_sigma}: give pixels from 0 (none) to the image size, {clip.image_size}."
+            raise ValueError(msg)
+        self.clip = clip
+        layers = relative_layers(self.paper_layers, clip.num_layers) if feature_layers is None else feature_layers
+        self.feature_layers = clip.check_layers(layers)
+        self.temperature = temperature
+        self.smoothing_sigma = smoothing_sigma
+        self.literal = literal
+        self.memory = self.make_memory() if few_shot else None
+        self._text_cache: tuple[object, torch.Tensor] | None = None
+
+    @abstractmethod
+    def encode_text(self) -> torch.Tensor:
+        """Normal and abnormal text feature ``[2, d]``, of unit length, from the trained prompts."""
+
+    @abstractmethod
+    def detect(self, tokens: Iterable[torch.Tensor], text_features: torch.Tensor) -> Detection:
+        """The method, from the tokens of the blocks and the text features to logits.
+
+        Args:
+            tokens: Tokens of each chosen block ``[B, 1 + L, D]``, class token first. Read once, in order.
+            text_features: ``[2, d]``, of unit length, normal first.
+        """
+
+    def architecture(self) -> dict[str, Any]:
+        """What a model and an adapter must have in common, in types that JSON knows.
+
+        ``image_size`` and ``smoothing_sigma`` are recorded and may differ.
+        """
+        return {
+            "backbone": self.clip.name,
+            "backbone_fingerprint": self.clip.fingerprint(),
+            "feature_layers": list(self.feature_layers),
+            "temperature": self.temperature,
+            "image_size": self.clip.image_size,
+            "smoothing_sigma": self.smoothing_sigma,
+        }
+
+    def encode_image(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Frozen tokens of the chosen blocks, each ``[B, 1 + L, D]``, class token first."""
+        return self.clip.encode_image(images, self.feature_layers)
+
+    def make_memory(self) -> nn.Module:
+        """The empty memory of a few-shot model, with ``fill`` and ``num_images`` as :class:`NormalMemory` has them."""
+        return NormalMemory(len(self.feature_layers), self.clip.vision_width)
+
+    def abnormal_probability(self, logit: torch.Tensor, tokens: Sequence[torch.Tensor] | None) -> torch.Tensor:
+        """Probability of class token and patches ``[B, 1 + L]``, with what the memory of a few-shot model adds.
+
+        Args:
+            logit: Of the text ``[B, 1 + L]``.
+            tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
+        """
+        if self.memory is not None and tokens is not None:
+            logit = logit + self.memory(tokens, logit)
+        return logit.sigmoid()
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        return_stages: bool = False,
+    ) -> InferenceBatch | tuple[InferenceBatch, Stages]:
+        """Score images.
+
+        Args:
+            images: Images ``[B, 3, H, H]`` normalised with the backbone's statistics, H a multiple of the patch size.
+            return_stages: Also return the tensors of every stage, for pictures and for tests.
+
+        Returns:
+            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both probabilities.
+            With ``return_stages``, a tuple of it and the model's :class:`Stages`.
+
+        Raises:
+            ValueError: If the images are empty, not square, no multiple of the patch size, or hold NaN or infinity.
+        """
+        if not return_stages:
+            scores = self.score(images)
+            anomaly_map = self.upsample(scores.grid_map, images.shape[-1], self.smoothing_sigma)
+            return InferenceBatch(pred_score=scores.pred_score, anomaly_map=anomaly_map)
+        check_finite(images)
+        tokens = self.encode_image(images)
+        detection = self.detect(tokens, self.text_features())
+        scores = self._scores(detection, tokens)
+        stages = self.record(tokens, detection)
+        if self.memory is not None:
+            stages.memory_evidence = self.memory(tokens, detection.logit)
+        stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
+        stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-1], sigma=0)
+        stages.anomaly_map_smoothed = self.upsample(scores.grid_map, images.shape[-1], self.smoothing_sigma)
+        return InferenceBatch(pred_score=scores.pred_score, anomaly_map=stages.anomaly_map_smoothed), stages
+
+    def record(self, tokens: list[torch.Tensor], detection: Detection) -> Stages:
+        """The record of the model's own stages, see :class:`Stages`; what all models have is filled in afterwards.
+
+        Args:
+            tokens: Tokens of the images, see :meth:`detect`.
+            detection: What :meth:`detect` made of them.
+        """
+        del detection
+        return Stages(text_features=self.text_features(), image_tokens=tokens)
+
+    def score(self, images: torch.Tensor, tokens: Sequence[torch.Tensor] | None = None) -> Scores:
+        """The method up to the probabilities of class token and patches; differentiable in training mode.
+
+        Args:
+            images: See :meth:`forward`.
+            tokens: Tokens of the images where they are at hand, such as a :class:`TokenCache`'s: one ``[B, N, D]`` for
+                each block. The visual tower is then not run.
+        """
+        check_finite(images)
+        text_features = self.text_features()
+        blocks = self.encode_image(images) if tokens is None else list(tokens)
+        together = torch.is_grad_enabled() or torch.compiler.is_exporting() or images.device.type != "cpu"
+        if together or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
+            return self._score_blocks(blocks, text_features)
+        size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
+        parts = zip(*(block.split(size) for block in blocks), strict=True)
+        scores = [self._score_blocks(list(part), text_features) for part in parts]
+        return Scores(
+            torch.cat([part.pred_score for part in scores]),
+            torch.cat([part.grid_map for part in scores]),
+            {name: torch.cat([part.loss_terms[name] for part in scores]) for name in scores[0].loss_terms},
+        )
+
+    def _score_blocks(self, blocks: list[torch.Tensor], text_features: torch.Tensor) -> Scores:
+        """Score one part of a batch; without a memory its tokens, which are consumed, are freed on the way."""
+        tokens = [*blocks] if self.memory is not None and not self.training else None
+        return self._scores(self.detect(_drain(blocks), text_features), tokens)
+
+    def _scores(self, detection: Detection, tokens: Sequence[torch.Tensor] | None) -> Scores:
+        abnormal = self.abnormal_probability(detection.logit, tokens)
+        return Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:]), detection.loss_terms)
+
+    def text_features(self) -> torch.Tensor:
+        """Normal and abnormal text feature ``[2, d]``, of unit length.
+
+        They depend on the parameters alone, so outside training they are computed once and again only when a
+        parameter has changed.
+        """
+        if torch.compiler.is_exporting() and not self.training and self._text_cache is not None:
+            # An exported graph sees images only: the text tower becomes a constant of it.
+            return self._text_cache[1]
+        if self.training:
+            return self.encode_text()
+        state = self._text_state()
+        if torch.is_grad_enabled() or self._text_cache is None or self._text_cache[0] != state:
+            features = self.encode_text()
+            self._text_cache = (state, features.detach())
+            return features
+        return self._text_cache[1]
+
+    def _text_state(self) -> tuple[object, ...]:
+        parameters = [p for name, p in self.named_parameters() if not name.startswith(_NOT_TRAINED)]
+        parameters.append(self.clip.text.text_projection)
+        device = parameters[-1].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        return (autocast, *((id(p), p.data_ptr(), _version(p)) for p in parameters))
+
+    @staticmethod
+    def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
+        """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
+        with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
+            return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
+
+    def remember(self, images: torch.Tensor) -> None:
+        """Fill the memory of a few-shot model with normal images, instead of those before.
+
+        Args:
+            images: See :meth:`forward`; one image or more.
+
+        Raises:
+            RuntimeError: If the model was built without ``few_shot``.
+        """
+        if self.memory is None:
+            msg = "This model has no memory: build it with few_shot=True (Lightning classes: k_shot=1 or more)."
+            raise RuntimeError(msg)
+        check_finite(images)
+        self.memory.fill(self.encode_image(images))
+
+    def load_adapter(self, path: str | Path) -> adapter_file.AdapterMetadata:
+        """Load trained tensors: our adapter file, the model's published format, or ``hf://owner/repo/file``.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is damaged or was made for another model, backbone, layer set or architecture.
+        """
+        return adapter_file.load_into(self, path)
+
+    def trained_state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained tensors, without the frozen backbone and without the memory."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(_NOT_TRAINED)}
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, torch.Tensor],
+        strict: bool = True,
+        assign: bool = False,
+    ) -> object:
+        """Load a state dict with or without the tensors of the frozen backbone and the memory."""
+        frozen = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(_NOT_TRAINED)}
+        return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the cached text features out of copies: a copy has its own parameters."""
+        return {**self.__dict__, "_text_cache": None}
+
+
+def _drain(tokens: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Hand the blocks on and let each go, so that the last stage does not share the memory with all of them."""
+    while tokens:
+        yield tokens.pop(0)
+
+
+def _version(parameter: torch.Tensor) -> int:
+    return 0 if parameter.is_inference() else parameter._version  # noqa: SLF001  # torch has no public name for it

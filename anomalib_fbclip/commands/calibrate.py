@@ -1,0 +1,59 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-fbclip calibrate``: write thresholds from normal images into an adapter."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.common.arguments import argument_names
+from anomalib_fbclip.registration import MODELS
+
+_NOT_SETTINGS = ("backbone", "pretrained", "weights", "thresholds", "source")
+
+
+def main(words: Sequence[str]) -> int:
+    """Write thresholds from normal images into an adapter, at a wanted rate of false alarms."""
+    parser = argparse.ArgumentParser(prog="anomalib-fbclip calibrate", description=main.__doc__)
+    parser.add_argument("weights", help="adapter: .safetensors, published weights, or hf://owner/repo/file")
+    parser.add_argument("normal", type=Path, help="a normal image or a folder of them")
+    parser.add_argument("--rate", type=float, default=0.05, help="wanted false-alarm rate (default: %(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="adapter to write (.safetensors)")
+    parser.add_argument("--backbone", help="where the adapter does not name it (default: ViT-L-14-336)")
+    parser.add_argument("--pretrained", help="backbone weights, if not those that the adapter names: tag or file")
+    arguments = parser.parse_args(words)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        _, metadata = adapter_file.read(arguments.weights)
+        model = _model(arguments.weights, metadata, arguments.backbone, arguments.pretrained)
+        found = model.calibrate(arguments.normal, arguments.rate)
+        kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
+        path = model.save_adapter(arguments.output, **kept)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    low, high = found["interval"]
+    sys.stdout.write(
+        f"{path}: thresholds for score {found['image']:.4f} and map {found['pixel']:.4f} from {found['pictures']} "
+        f"normal images. False-alarm rate to expect {found['expected_rate']:.3g}, 95 % interval {low:.3g} to "
+        f"{high:.3g}.\n",
+    )
+    return 0
+
+
+def _model(weights: str, metadata: adapter_file.AdapterMetadata, backbone: str | None, pretrained: str | None) -> Any:  # noqa: ANN401
+    """The model of an adapter, with the settings that the adapter was made for."""
+    name = metadata["model"]
+    model_class = getattr(import_module(MODELS[name]), name)
+    return model_class(
+        backbone=backbone or adapter_file.backbone_name(metadata) or "ViT-L-14-336",
+        pretrained=pretrained or metadata.get("pretrained") or "openai",
+        weights=weights,
+        **{key: metadata[key] for key in argument_names(model_class) - {*_NOT_SETTINGS} if key in metadata},
+    )

@@ -1,0 +1,38 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Files that are written whole or not at all."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def replacing(path: str | Path) -> Generator[Path, None, None]:
+    """Write a file under another name and rename it, so that no reader and no other run sees half of it.
+
+    Args:
+        path: File to write; its folder is made if it does not exist.
+
+    Yields:
+        Path: Hidden file beside ``path``, of the same suffix, to write to. It is renamed to ``path`` at the end, and
+        removed after an error.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> path = Path(mkdtemp(), "results", "table.csv")
+        >>> with replacing(path) as file:
+        ...     _ = file.write_text("image,score")
+        >>> path.read_text()
+        'image,score'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{uuid4().hex}{path.suffix}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Thresholds without labels: from a few normal images, or a number that the user gives."""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import InferenceBatch, PredictDataset
+
+from .post_processing import NORMAL_PICTURES, ProbabilityPostProcessor
+from .thresholds import check_rate, normal_quantile, pictures_needed
+from .unreadable import UNREADABLE, read_item
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class NormalScores:
+    """Scores of normal images, before post-processing.
+
+    Attributes:
+        scores: Score of each image.
+        peaks: Largest value of each map.
+        unreadable: Files that cannot be read, each with the reason.
+    """
+
+    scores: list[torch.Tensor] = field(default_factory=list)
+    peaks: list[torch.Tensor] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def score_folder(
+    source: str | Path,
+    predict: Callable[[torch.Tensor], InferenceBatch],
+    known: Collection[Path] = (),
+) -> NormalScores:
+    """Score the images of a folder one by one.
+
+    Args:
+        source: A normal image or a folder of them.
+        predict: Scores and maps of raw images ``[1, 3, H, W]`` in [0, 1].
+        known: Images that the model has seen, which say nothing about others; they are left out.
+
+    Raises:
+        ValueError: If no image can be read.
+        FileNotFoundError: If there is no such folder.
+    """
+    if not Path(source).expanduser().exists():
+        msg = f"normal_source={str(source)!r} does not exist: give a normal image or a folder of them."
+        raise FileNotFoundError(msg)
+    dataset = PredictDataset(source)
+    seen = {path.resolve() for path in known}
+    given = [index for index, path in enumerate(dataset.image_filenames) if Path(path).resolve() not in seen]
+    if len(given) < len(dataset.image_filenames):
+        logger.warning(
+            "%d of the %d images of normal_source are in the few-shot memory and left out of the thresholds.",
+            len(dataset.image_filenames) - len(given),
+            len(dataset.image_filenames),
+        )
+    found = NormalScores()
+    for index in given:
+        try:
+            image = read_item(dataset, index).image
+        except UNREADABLE as error:
+            found.unreadable.append(f"{dataset.image_filenames[index]}: {error}")
+            continue
+        prediction = predict(image[None])
+        found.scores.append(prediction.pred_score[0].float().cpu())
+        found.peaks.append(prediction.anomaly_map.amax().float().cpu())
+    if not found.scores:
+        msg = (
+            f"normal_source={str(source)!r} holds no image that can be read and is not in the few-shot memory, give "
+            f"others: {found.unreadable}"
+        )
+        raise ValueError(msg)
+    return found
+
+
+class Calibrator:
+    """What a user wants of the thresholds, and how they are found from normal images.
+
+    Args:
+        post_processor: Post-processor whose thresholds are set.
+        normal_source: A normal image or a folder of them; ``None``: no thresholds from images.
+        false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1).
+        threshold: Fixed threshold of score and map in [0, 1]; ``None``: none.
+
+    Raises:
+        ValueError: If the rate or the threshold is out of range, if both a threshold and images are given, or if the
+            post-processor has no thresholds to set.
+    """
+
+    def __init__(
+        self,
+        post_processor: object,
+        normal_source: str | None = None,
+        false_alarm_rate: float = 0.05,
+        threshold: float | None = None,
+    ) -> None:
+        check_rate(false_alarm_rate)
+        if threshold is not None and not 0 <= threshold <= 1:
+            msg = f"threshold={threshold}: give a probability from 0 to 1, or None to find one."
+            raise ValueError(msg)
+        if threshold is not None and normal_source is not None:
+            msg = f"threshold={threshold} and normal_source={normal_source!r}: give one of the two."
+            raise ValueError(msg)
+        if (threshold, normal_source) != (None, None) and not isinstance(post_processor, ProbabilityPostProcessor):
+            msg = "threshold and normal_source need this model's own post-processor: leave post_processor at True."
+            raise ValueError(msg)
+        self.normal_source = normal_source
+        self.false_alarm_rate = false_alarm_rate
+        self.threshold = threshold
+        self._state: object = None
+
+    def set_once(
+        self,
+        post_processor: ProbabilityPostProcessor,
+        state: Callable[[], object],
+        score: Callable[[str], NormalScores],
+    ) -> None:
+        """Set the thresholds that the user asked for; images are read once for the model as it is.
+
+        Args:
+            post_processor: Where thresholds are set.
+            state: What thresholds from normal images depend on: they are found anew where it has changed.
+            score: Scores of the images of a folder.
+        """
+        if self.threshold is not None:
+            # Each time, for labelled validation data may have set others.
+            post_processor.set_thresholds(self.threshold, self.threshold)
+        elif self.normal_source is not None:
+            now = state()
+            if self._state != now:
+                set_thresholds(post_processor, score(self.normal_source), self.false_alarm_rate)
+                self._state = now
+
+
+def set_thresholds(
+    post_processor: ProbabilityPostProcessor,
+    normal: NormalScores,
+    false_alarm_rate: float,
+) -> dict[str, Any]:
+    """Set thresholds from the scores of normal images, at a wanted rate of false alarms.
+
+    The image threshold is one for scores. The pixel threshold is one for the *largest* value of a map: the rate is the
+    share of normal images on which anything at all is marked, and not a share of pixels, which depend on each other and
+    say nothing about how sure a threshold is.
+
+    Args:
+        post_processor: Where thresholds are set.
+        normal: Scores of one normal image or more.
+        false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1).
+
+    Returns:
+        dict: Thresholds and what is known of them, as :attr:`ProbabilityPostProcessor.thresholds`.
+    """
+    image = normal_quantile(torch.stack(normal.scores), false_alarm_rate)
+    pixel = normal_quantile(torch.stack(normal.peaks), false_alarm_rate)
+    post_processor.set_thresholds(
+        image.threshold,
+        pixel.threshold,
+        origin=NORMAL_PICTURES,
+        pictures=len(normal.scores),
+        false_alarm_rate=false_alarm_rate,
+        expected_rate=image.expected_rate,
+        interval=[image.low, image.high],
+    )
+    logger.info(
+        "Thresholds from %d normal images at a wanted false-alarm rate of %.3g %%: image %.4f, pixel %.4f. "
+        "The rate to expect is %.3g %%; with so few images it lies between %.3g %% and %.3g %% (95 %% interval).",
+        len(normal.scores),
+        100 * false_alarm_rate,
+        image.threshold,
+        pixel.threshold,
+        100 * image.expected_rate,
+        100 * image.low,
+        100 * image.high,
+    )
+    if image.expected_rate > false_alarm_rate:
+        logger.warning(
+            "%d normal images cannot hold a false-alarm rate of %.3g %%: give %d or more.",
+            len(normal.scores),
+            100 * false_alarm_rate,
+            pictures_needed(false_alarm_rate),
+        )
+    if normal.unreadable:
+        logger.warning("Left out of the thresholds, as they cannot be read:\n%s", "\n".join(normal.unreadable))
+    return post_processor.thresholds

@@ -1,0 +1,74 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Exports through anomalib's own ``export``, whose files say what they are and hold all that they need.
+
+Where the metadata is: ``torch.load(path, weights_only=False)["model"].export_metadata``; ONNX's ``metadata_props``
+(``session.get_modelmeta().custom_metadata_map`` in ONNX Runtime); OpenVINO's ``rt_info``
+(``model.get_rt_info(["framework", "thresholds"])``). Values are JSON in the last two.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anomalib
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+import anomalib_fbclip
+
+_OPSET = 18
+_ONE_FILE = 1_500_000_000  # bytes of parameters; protobuf stops at 2 GiB
+
+
+def describe(module: LightningModule, input_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """What an exported file says about itself, in types that JSON knows.
+
+    Args:
+        module: A :class:`~anomalib_fbclip.host.module.CLIPModule`.
+        input_size: Height and width of the raw images that the file takes; ``None`` for any.
+    """
+    transform = getattr(module.pre_processor, "transform", None)
+    return {
+        "model": type(module).__name__,
+        "backbone": module.model.clip.name,
+        "backbone_fingerprint": module.model.clip.fingerprint(),
+        "image_size": module.model.clip.image_size,
+        "input_size": list(input_size) if input_size else None,
+        "input": "RGB in [0, 1], [batch, 3, height, width]; resizing and normalisation are part of the model",
+        "pre_processing": [str(step) for step in getattr(transform, "transforms", [transform])],
+        "thresholds": module.thresholds,
+        "normalised": bool(getattr(module.post_processor, "enable_normalization", False)),
+        "output": "pred_score and anomaly_map in [0, 1]; normalised ones have their threshold at 0.5",
+        "source": module.source,
+        "versions": {
+            "anomalib_fbclip": anomalib_fbclip.__version__,
+            "anomalib": anomalib.__version__,
+            "torch": str(torch.__version__),
+        },
+    }
+
+
+def onnx_options(model: nn.Module) -> dict[str, Any]:
+    """Options of ``torch.onnx.export`` for one file, without the exporter's detours."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    # anomalib asks for operator set 14, to which the exporter converts after it has built set 18; and the
+    # exporter's own graph optimiser costs minutes. The runtimes optimise the graph anyway when they load it.
+    return {"opset_version": _OPSET, "optimize": False, "external_data": size > _ONE_FILE}
+
+
+def annotate(path: Path, metadata: dict[str, Any]) -> None:
+    """Write metadata into an ONNX file, and remove what the exporter notes about the machine that it ran on."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    for graph in (model.graph, *model.functions):
+        for node in graph.node:
+            # A stack trace for each node: three quarters of the file, and the exporting user's folders.
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
+    onnx.save(model, path)

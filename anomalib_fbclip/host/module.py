@@ -1,0 +1,441 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``CLIPModule``: what the Lightning modules of all our models share, and the edges towards anomalib."""
+
+import gc
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from anomalib.data import Batch, InferenceBatch
+from anomalib.metrics import Evaluator
+from anomalib.post_processing import PostProcessor
+from anomalib.pre_processing import PreProcessor
+from anomalib.utils.path import create_versioned_dir
+from anomalib.visualization import Visualizer
+from lightning.pytorch import Callback, LightningModule
+from torch import nn
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+
+from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.clip.build import load_clip
+from anomalib_fbclip.common.arguments import check_arguments, plain
+from anomalib_fbclip.data.sets import shares_source
+
+from . import checkpoints
+from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
+from .export import annotate, describe, onnx_options
+from .metrics import FullEvaluator
+from .post_processing import FIXED, ProbabilityPostProcessor
+from .pre_processing import CLIP_MEAN, CLIP_STD, ExactPreProcessor
+from .prediction_index import PredictionIndex
+from .processes import share_folder
+from .thresholds import check_rate
+from .unreadable import name_unreadable, restore
+from .visualization import PredictionVisualizer
+
+logger = logging.getLogger(__name__)
+
+PAPER_IMAGE_SIZE = 518
+_COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
+
+
+class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
+    """A Lightning module of anomalib whose ``model`` scores batches of images with a frozen CLIP.
+
+    anomalib lists the *direct* subclasses of its ``AnomalibModule`` as models. So this class is none, and each model
+    names both: ``class FBCLIP(AdaptedModule, AnomalibModule)``. Its constructor passes the arguments of this one on and
+    calls :meth:`build`.
+
+    Args:
+        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
+        pretrained: Backbone weights: an open_clip tag, a local file (the network is then never touched), or ``None``
+            for random ones. Not used by ``"tiny"``.
+        pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
+            for ``pretrained=None``.
+        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the paper's 518 for
+            patches of 14 pixels, else the size that the backbone was trained with.
+        normal_source: A normal image or a folder of them, for thresholds without labels: see :meth:`calibrate`. They
+            win over labelled validation data.
+        false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1); needs ``normal_source``.
+        threshold: Threshold of score and map, such as 0.5, whatever the data say. ``None``: from ``normal_source``,
+            else the adapter's from normal images, else from labelled validation data, else the adapter's other, else
+            0.5.
+        metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
+            AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
+        quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
+        pre_processor: As in every anomalib model.
+        post_processor: As in every anomalib model.
+        evaluator: As in every anomalib model; overrides ``metrics``.
+        visualizer: As in every anomalib model.
+
+    Attributes:
+        model: The torch model; its ``clip`` is the frozen backbone.
+        image_size: Side of the square input in pixels.
+        weights: The adapter of a model that has one.
+        source: What the adapter was trained on, as far as it is known.
+        calibrator: What the user wants of the thresholds.
+        export_metadata: What an exported file says about itself.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If an argument is out of range.
+    """
+
+    image_size: int
+    calibrator: Calibrator
+    weights: str | None = None
+    source: str | None = None
+    export_metadata: dict[str, Any] | None = None
+    _warned_uniform = False
+    _named: Sequence[Any] = ()
+
+    def __init__(
+        self,
+        backbone: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
+        pre_trained: bool = True,
+        image_size: int | None = None,
+        normal_source: str | None = None,
+        false_alarm_rate: float = 0.05,
+        threshold: float | None = None,
+        metrics: str = "default",
+        quick_gelu: bool | None = None,
+        pre_processor: nn.Module | bool = True,
+        post_processor: nn.Module | bool = True,
+        evaluator: Evaluator | bool = True,
+        visualizer: Visualizer | bool = True,
+    ) -> None:
+        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        settings = {name: value for name, value in self.hparams.items() if name not in _COMPONENTS}
+        for base in type(self).__mro__:
+            if issubclass(base, CLIPModule):
+                check_arguments(base.__init__, settings)
+        # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
+        self.hparams.update({name: plain(value) for name, value in settings.items()})
+        if metrics not in {"default", "full"}:
+            msg = f"metrics={metrics!r}: choose 'default' or 'full'."
+            raise ValueError(msg)
+        if evaluator is True and metrics == "full":
+            self.evaluator = FullEvaluator()
+        self.calibrator = Calibrator(
+            self.post_processor,
+            str(normal_source) if normal_source is not None else None,
+            false_alarm_rate,
+            threshold,
+        )
+        self._backbone: dict[str, Any] = {
+            "backbone": backbone,
+            "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
+            "image_size": image_size,
+            "quick_gelu": quick_gelu,
+        }
+        self._own_pre_processor = pre_processor is True
+
+    def build(self, model: type[nn.Module], **arguments: Any) -> None:  # noqa: ANN401  # of any model
+        """Load the backbone and build the torch model on it.
+
+        Args:
+            model: Class of the torch model.
+            **arguments: Its arguments beside the backbone.
+
+        Raises:
+            ValueError: If an argument is out of range.
+            FileNotFoundError: If a weights file does not exist.
+            ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
+        """
+        clip = self.load_backbone()
+        if self._own_pre_processor:
+            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size))
+        self.model = model(clip, **arguments)
+        self.image_size = clip.image_size
+
+    def load_backbone(self) -> FrozenCLIP:
+        """The frozen backbone that the arguments name."""
+        clip = load_clip(**self._backbone)
+        if self._backbone["image_size"] is None and clip.patch_size == 14:
+            clip.image_size = PAPER_IMAGE_SIZE
+        return clip
+
+    @property
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Nothing: what the user's trainer says wins."""
+        return {}
+
+    def setup(self, stage: str) -> None:
+        """Have unreadable files and checkpoints named, warn of tests that tell little, keep ``latest`` a link.
+
+        A run of test or predict would otherwise leave a real folder of that name.
+        """
+        if self.trainer.world_size > 1:
+            share_folder(self.trainer)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        tested = getattr(datamodule, "targets", [datamodule] if datamodule is not None else [])
+        if stage == "test" and self.weights is not None and shares_source(self.source, tested):
+            logger.warning(
+                "The adapter was trained on %s, which is tested now: this is not zero-shot, the numbers are too good.",
+                self.source,
+            )
+        if stage == "test":
+            _warn_of_one_class(tested)
+            _warn_of_no_masks(tested)
+        self._named = name_unreadable(self.trainer, stage)
+        checkpoints.name_damaged(self.trainer)
+        root = Path(self.trainer.default_root_dir)
+        if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
+            # A run of test or predict before the first train would leave a real folder where train expects a link.
+            create_versioned_dir(root.parent)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the data sets as they were."""
+        super().teardown(stage)
+        restore(list(self._named))
+        self._named = ()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The host's components, and a table of scores for each prediction: :class:`PredictionIndex`."""
+        # Named here even if the trainer has one: Lightning then moves it behind the post-processor.
+        given = [callback for callback in self.trainer.callbacks if isinstance(callback, PredictionIndex)]
+        return [*super().configure_callbacks(), *(given or [PredictionIndex()])]
+
+    def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
+        """Scores and maps of one batch."""
+        del args, kwargs
+        return self._predict(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
+        """Scores and maps of one batch."""
+        del batch_idx, args, kwargs
+        return self._predict(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
+        """Scores and maps of one batch."""
+        del batch_idx, dataloader_idx
+        return self._predict(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Let thresholds from normal pictures follow what was trained."""
+        self.calibrate_once()
+
+    def on_test_start(self) -> None:
+        """Set the thresholds that the user asked for."""
+        self.calibrate_once()
+
+    def on_predict_start(self) -> None:
+        """Set the thresholds that the user asked for."""
+        self.calibrate_once()
+
+    def on_test_end(self) -> None:
+        """Say where the pictures are."""
+        directory = getattr(self.visualizer, "output_dir", None)
+        if directory is not None and Path(directory).is_dir():
+            logger.info("Pictures: %s", directory)
+
+    def on_predict_end(self) -> None:
+        """Say where the pictures are."""
+        self.on_test_end()
+
+    @staticmethod
+    def val_dataloader() -> list:
+        """No validation data of its own: lets ``predict`` run on a folder alone."""
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen backbone and the evaluator out of the checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoints.strip(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another backbone, keep this model's image size."""
+        checkpoints.check(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "CLIPModule":
+        """Load a model from a checkpoint, as Lightning's, and name a file that cannot be read.
+
+        Raises:
+            ValueError: If the file is cut off, altered, of another kind, or holds code.
+        """
+        with checkpoints.named(checkpoint_path):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> object:
+        """Load a state dict with or without backbone and evaluator."""
+        return super().load_state_dict(checkpoints.refill(self, state_dict), strict=strict, assign=assign)
+
+    def calibrate_once(self) -> None:
+        """Set the thresholds that the user asked for; images are read once for the parameters as they are."""
+        self.calibrator.set_once(self.post_processor, self.calibration_state, self.score_normal)
+
+    def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
+        """Set the thresholds from normal images, see :func:`~anomalib_fbclip.host.calibration.set_thresholds`.
+
+        Args:
+            normal_source: A normal image or a folder of them.
+            false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1).
+
+        Returns:
+            dict: Thresholds and what is known of them.
+
+        Raises:
+            ValueError: If no image can be read, or the rate is not in (0, 1).
+            FileNotFoundError: If there is no such folder.
+        """
+        check_rate(false_alarm_rate)
+        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate)
+
+    @torch.no_grad()
+    def score_normal(self, source: str | Path) -> NormalScores:
+        """Scores of the normal images of a folder, before post-processing."""
+        training, device = self.model.training, next(self.model.parameters()).device
+        self.model.eval()
+
+        def predict(image: torch.Tensor) -> InferenceBatch:
+            image = image.to(device)
+            return self.score_images(self.pre_processor.transform(image) if self.pre_processor else image)
+
+        try:
+            return score_folder(source, predict, self.known_images)
+        finally:
+            self.model.train(training)
+
+    def score_images(self, images: torch.Tensor) -> InferenceBatch:
+        """Score and map of transformed images, as in a prediction."""
+        return self.model(images)
+
+    @property
+    def known_images(self) -> Collection[Path]:
+        """Images that the model has seen, which say nothing about others."""
+        return ()
+
+    def calibration_state(self) -> object:
+        """What thresholds from normal images depend on: they are found anew where it has changed."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        return [(0 if t.is_inference() else t._version, t.shape) for t in tensors]  # noqa: SLF001  # no public name
+
+    def calibration_settings(self) -> dict[str, Any]:
+        """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
+        return {"image_size": self.model.clip.image_size, "smoothing_sigma": self.model.smoothing_sigma}
+
+    @property
+    def thresholds(self) -> dict[str, Any] | None:
+        """Thresholds and where they come from, for adapters and exports; ``None`` with a foreign post-processor."""
+        return getattr(self.post_processor, "thresholds", None)
+
+    def restore_thresholds(self, metadata: Mapping[str, Any]) -> None:
+        """Take the thresholds of an adapter, where it has some for maps like those of this model."""
+        stored = metadata.get("thresholds")
+        if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
+            return
+        # A file from before it was stored, or a published one, is smoothed as in the papers.
+        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, **metadata}
+        ours = self.calibration_settings()
+        different = [name for name, value in ours.items() if theirs[name] != value]
+        if not different:
+            self.post_processor.set_thresholds(**stored)
+        elif stored["origin"] != FIXED:
+            logger.warning(
+                "The adapter's thresholds are for %s and not used with %s: give normal_source.",
+                ", ".join(f"{name}={theirs[name]}" for name in different),
+                ", ".join(f"{name}={ours[name]}" for name in different),
+            )
+
+    def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
+        """Export as anomalib does, with thresholds and metadata."""
+        self.calibrate_once()
+        self.export_metadata = describe(self)
+        return super().to_torch(export_root, model_file_name)
+
+    def to_onnx(
+        self,
+        export_root: Path | str,
+        model_file_name: str = "model",
+        input_size: tuple[int, int] | None = None,
+        **kwargs: Any,  # noqa: ANN401  # passed through to torch.onnx.export
+    ) -> Path:
+        """Export as anomalib does, with thresholds and metadata, in one file.
+
+        Args:
+            export_root: Folder to write to.
+            model_file_name: Name of the file.
+            input_size: Height and width of the raw images. ``None``: the file takes images of any size.
+            **kwargs: Passed through to ``torch.onnx.export``; ``dynamic_axes={}`` fixes the batch to one image.
+        """
+        self.calibrate_once()
+        options = {**onnx_options(self.model), **kwargs}
+        path = super().to_onnx(export_root, model_file_name, input_size, **options)
+        # torch's tracing leaves a subclass under our name, which anomalib's command line finds as a second model.
+        gc.collect()
+        annotate(path, describe(self, input_size))
+        return path
+
+    @classmethod
+    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+        """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
+
+        Args:
+            image_size: Height and width in pixels. ``None``: 518 x 518.
+        """
+        size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
+        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
+        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+
+    @staticmethod
+    def configure_post_processor() -> PostProcessor:
+        """Thresholds from 0.5 on, on a fixed scale: :class:`ProbabilityPostProcessor`."""
+        return ProbabilityPostProcessor()
+
+    @staticmethod
+    def configure_visualizer() -> Visualizer:
+        """Pictures as anomalib's, one for each predicted file also in nested folders: :class:`PredictionVisualizer`."""
+        return PredictionVisualizer()
+
+    def _predict(self, batch: Batch) -> Batch:
+        self.check_images(batch)
+        return batch.update(**self.model(batch.image)._asdict())
+
+    def check_images(self, batch: Batch) -> None:
+        """Name the files that hold NaN; warn once of pictures that hold nothing."""
+        low, high = torch.aminmax(batch.image.flatten(2), dim=-1)
+        names = batch.image_path or [f"number {index} of the batch" for index in range(len(batch.image))]
+        bad = [name for name, finite in zip(names, (high - low).isfinite().all(dim=-1), strict=False) if not finite]
+        if bad:
+            msg = f"NaN or infinite pixels in {bad}: remove or repair these pictures."
+            raise ValueError(msg)
+        uniform = [name for name, flat in zip(names, (high - low < 1e-3).all(dim=-1), strict=False) if flat]
+        if uniform and not self._warned_uniform:
+            self._warned_uniform = True
+            logger.warning(
+                "%s is one uniform colour: nothing can be told of it. (Said once.)",
+                uniform[0],
+            )
+
+
+def _warn_of_no_masks(datamodules: Sequence[Any]) -> None:
+    for datamodule in datamodules:
+        samples = getattr(getattr(datamodule, "test_data", None), "samples", None)
+        if samples is None or (samples["label_index"] == 0).all():
+            return
+        if "mask_path" in samples and samples["mask_path"].fillna("").astype(bool).any():
+            return
+    if datamodules:
+        logger.warning("The test split has no masks: pixel metrics are missing.")
+
+
+def _warn_of_one_class(datamodules: Sequence[Any]) -> None:
+    labels: set[int] = set()
+    for datamodule in datamodules:
+        samples = getattr(getattr(datamodule, "test_data", None), "samples", None)
+        if samples is None or "label_index" not in samples:
+            return
+        labels |= set(samples["label_index"])
+    if len(labels) == 1:
+        logger.warning(
+            "The test split holds %s pictures only: image metrics are not defined. metrics='full' gives NaN, "
+            "anomalib's own give 0.",
+            "anomalous" if labels == {1} else "normal",
+        )

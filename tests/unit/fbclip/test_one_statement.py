@@ -1,0 +1,32 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Each equation is stated once: who edits it changes scores, loss and pictures alike."""
+
+import pytest
+import torch
+
+from anomalib_fbclip.fbclip import background
+from anomalib_fbclip.fbclip.loss import FBCLIPLoss
+from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_another_suppression_moves_scores_loss_and_pictures(small_clip, monkeypatch, literal):
+    torch.manual_seed(0)
+    model = FBCLIPModel(small_clip(), feature_layers=(1, 3), n_ctx=3, literal=literal).train()
+    images, masks = torch.randn(2, 3, 32, 32), torch.zeros(2, 32, 32)
+
+    def everything():
+        scores = model.train().score(images)
+        anomaly_map = model.upsample(scores.grid_map, 32, 0)
+        labels = torch.tensor([0, 1])
+        loss = FBCLIPLoss()(scores.pred_score, anomaly_map, labels=labels, masks=masks, **scores.loss_terms)
+        _, stages = model.eval()(images, return_stages=True)
+        panels = stages.panels()[-1].grids
+        return [scores.pred_score, scores.grid_map, loss["scr"], stages.suppressed_projected[-1], panels[-1]]
+
+    before = everything()
+    monkeypatch.setattr(background, "suppress_background", lambda feature, prototype, weight: feature * weight)
+    for old, new in zip(before, everything(), strict=True):
+        assert (old - new).abs().max() > 1e-4
