@@ -46,7 +46,7 @@ def test_round_trip_also_from_the_hub(clip, tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
-def test_files_of_version_1_are_read_as_before(clip, small_clip):
+def test_files_of_version_1_are_read_as_before(small_clip):
     """Written by this package before the file named its model."""
     folder = Path(__file__).parents[2] / "golden"
     model = build(small_clip(width=16), seed=1)

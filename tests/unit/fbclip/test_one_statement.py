@@ -27,6 +27,6 @@ def test_another_suppression_moves_scores_loss_and_pictures(small_clip, monkeypa
         return [scores.pred_score, scores.grid_map, loss["scr"], stages.suppressed_projected[-1], panels[-1]]
 
     before = everything()
-    monkeypatch.setattr(background, "suppress_background", lambda feature, prototype, weight: feature * weight)
+    monkeypatch.setattr(background, "suppress_background", lambda feature, _, weight: feature * weight)
     for old, new in zip(before, everything(), strict=True):
         assert (old - new).abs().max() > 1e-4
