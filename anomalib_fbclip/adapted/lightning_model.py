@@ -35,6 +35,8 @@ from .training_data import AnomalySynthesis, Supervision, describe_training_data
 logger = logging.getLogger(__name__)
 
 _LIGHTNING_DEFAULT_EPOCHS = 1000
+DATA_FETCHER = "_data_fetcher"
+"""Private name of Lightning's training loop. Where a release has another, a resumed run may draw another order."""
 
 
 class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
@@ -232,7 +234,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     def _repeat_order(self) -> None:
         """Draw the order of the images where the epoch is known; workers began before that."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
-        fetcher = getattr(self.trainer.fit_loop, "_data_fetcher", None)
+        fetcher = getattr(self.trainer.fit_loop, DATA_FETCHER, None)
         if self.seed is not None and sampler is not None and hasattr(sampler, "set_epoch") and fetcher is not None:
             self._seed_epoch()
             sampler.set_epoch(self.trainer.current_epoch)
