@@ -9,6 +9,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import anomalib.models
 import pytest
 import torch
 import toy
