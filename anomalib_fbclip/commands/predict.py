@@ -21,6 +21,7 @@ _QUIET = (
 )
 _UNION = re.compile(r"\n *Errors:\n(.*?)(?:\n *Given value type:|\Z)", re.DOTALL)
 _OPTION = re.compile(r"Option '(\w+)' is not accepted")
+_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
 _USAGE = "usage: anomalib-fbclip predict --model FBCLIP --data FOLDER [--debug] [any argument of 'anomalib predict']\n"
 
 
@@ -89,7 +90,8 @@ def _quiet() -> Generator[None, None, None]:
         try:
             yield
         finally:
-            root.handlers, root.level = kept, level
+            root.handlers = kept
+            root.setLevel(level)
             for name, value in levels.items():
                 logging.getLogger(name).setLevel(value)
 
@@ -106,16 +108,19 @@ def explain(error: BaseException) -> str:
         text = problem[1].removeprefix("- ") if problem is not None else text
     elif not isinstance(error, _EXPECTED) and type(error).__name__ != "ArgumentError":
         text = f"{type(error).__name__}: {text}".rstrip(": ") + "\n(--debug shows where it comes from)"
+    text = text.replace("'predict.", "'")  # of the parser's own names
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return "\n".join(lines[:2]) + _suggestion(text)
 
 
 def _suggestion(text: str) -> str:
-    option = _OPTION.search(text)
-    if option is None:
-        return ""
     import anomalib_fbclip
 
-    known = {name for model in MODELS for name in argument_names(getattr(anomalib_fbclip, model))}
+    if (option := _OPTION.search(text)) is not None:
+        known = {name for model in MODELS for name in argument_names(getattr(anomalib_fbclip, model))}
+    elif (option := _CLASS.search(text)) is not None:
+        known = set(MODELS)
+    else:
+        return ""
     near = difflib.get_close_matches(option[1], sorted(known), n=1)
     return f": did you mean {near[0]!r}?" if near else ""

@@ -76,7 +76,7 @@ def write_report(table: Path, page: Path) -> Path:
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     thresholds = [float(row["threshold"]) for row in rows if row.get("threshold") not in {None, ""}]
     stream = environment.get_template("report.html.jinja").stream(
-        title=table.parent.parent.name if table.parent.name == "images" else table.parent.name,
+        title=_text("/".join((table.parent.parent if table.parent.name == "images" else table.parent).parts[-2:])),
         folder=_text(str(table.parent)),
         threshold=thresholds[0] if thresholds else 0.5,
         uncalibrated=any(row.get("label") == UNCALIBRATED for row in rows),

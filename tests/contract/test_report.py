@@ -118,6 +118,7 @@ def test_filter_sort_and_slider(make) -> None:
         get("reset").click(); seen.reset = get("counts").textContent;
         set("show", "disagree", "change"); seen.disagree = names();
         set("show", "all", "change"); set("sort", "low", "change"); seen.low = names();
+        set("size", "560", "change"); seen.large = document.querySelector(".row").offsetHeight;
         set("name", "LINE/3", "input"); seen.name = names();
         set("name", "nothing", "input"); seen.empty = !get("empty").hidden;
         return seen;
@@ -133,6 +134,7 @@ def test_filter_sort_and_slider(make) -> None:
     assert found["above"] == found["disagree"] == ["7.png"]
     assert found["reset"].startswith("4 above")
     assert found["low"][0] == "0.png"
+    assert found["large"] == 560
     assert found["name"] == ["3.png"]
     assert found["empty"]
 
