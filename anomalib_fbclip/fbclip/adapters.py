@@ -3,7 +3,8 @@
 
 """Adapter files: ours (safetensors with metadata) and the published ``.pth`` format.
 
-Nothing here unpickles without ``weights_only``. A file is read and checked as a whole before the model is touched.
+Files of ``torch.save`` go through :mod:`anomalib_fbclip.safe_load`. A file is read and checked as a whole before the
+model is touched.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import anomalib_fbclip
+from anomalib_fbclip import safe_load
 from anomalib_fbclip.clip.build import EMBEDDED
 from anomalib_fbclip.functional import is_dense
 
@@ -186,7 +188,8 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
         msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
         raise FileNotFoundError(msg)
     try:
-        tensors, metadata = _read_published(path) if path.suffix in {".pth", ".pt"} else _read_ours(path)
+        published = path.suffix.lower() in {".pth", ".pt", ".ckpt"}
+        tensors, metadata = _read_published(path) if published else _read_ours(path)
         _check_metadata(metadata)
     except Exception as error:
         msg = f"adapter {str(path)!r} cannot be used: {error}"
@@ -264,17 +267,21 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 
 
 def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = safe_load.load(path)
     if not isinstance(loaded, dict) or not {"prompt_learner", "model_trainable_params"} <= loaded.keys():
-        msg = "it has no 'prompt_learner' and 'model_trainable_params', as the published FB-CLIP weights have"
+        msg = "it has no 'prompt_learner' and 'model_trainable_params', as the published FB-CLIP weights have; "
+        msg += "a checkpoint of Lightning goes into ckpt_path (--ckpt_path)"
         raise ValueError(msg)
-    prompts = {f"prompt_learner.{name}": tensor for name, tensor in loaded["prompt_learner"].items()}
+    prompts, trained = (safe_load.without_prefix(loaded[key]) for key in ("prompt_learner", "model_trainable_params"))
     tensors = {}
-    for published, tensor in {**prompts, **loaded["model_trainable_params"]}.items():
+    for published, tensor in {**{f"prompt_learner.{name}": prompts[name] for name in prompts}, **trained}.items():
         name = our_name(published)
         if name is not None:
             tensors[name] = tensor
-    return tensors, {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+    metadata = {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+    if "loss" in metadata:
+        metadata["loss"] = float(metadata["loss"])  # a NumPy scalar there
+    return tensors, metadata
 
 
 def _check_metadata(metadata: AdapterMetadata) -> None:

@@ -5,16 +5,21 @@
 
 import json
 import pickle
+import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from anomalib_fbclip import safe_load
 from anomalib_fbclip.fbclip import adapters
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def test_refusals(clip, small_clip, tmp_path, monkeypatch):
 
 def test_published_format(golden_model, tmp_path):
     model, path = golden_model(), tmp_path / "a.pth"
-    published = torch.load(Path(__file__).parents[2] / "golden" / "fbclip_reference_a.pth", weights_only=True)
+    published = safe_load.load(GOLDEN / "fbclip_reference_a.pth")
     weights = published["model_trainable_params"]
     for change, text in (
         ({"scale_weights": torch.full((6,), torch.nan)}, "NaN"),
@@ -84,6 +89,30 @@ def test_published_format(golden_model, tmp_path):
     refuse(model, path, "missing")
 
 
+@pytest.mark.parametrize("name", ["fbclip_reference_a.pth", "fbclip_reference_a_numpy1.pth"])
+def test_the_authors_files_of_both_numpy_versions(golden, golden_model, name):
+    metadata = (model := golden_model()).load_adapter(GOLDEN / name)
+    assert type(metadata["loss"]) is float
+    assert 0 < metadata["loss"] < 1
+    torch.testing.assert_close(model.text_features(), golden["expected.text_features"].reshape(2, -1))
+
+
+def test_the_authors_files_as_people_have_them(golden_model, tmp_path):
+    """Trained on several GPUs (``module.``), in half precision, under another suffix."""
+    model, published = golden_model(), safe_load.load(GOLDEN / "fbclip_reference_a.pth")
+    expected = {name: tensor.clone() for name, tensor in model.trained_state_dict().items()}
+    for key in ("prompt_learner", "model_trainable_params"):
+        published[key] = {
+            f"module.{name}": tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in published[key].items()
+        }
+    for suffix in (".PTH", ".ckpt", ".pt"):
+        torch.save(published, tmp_path / f"a{suffix}")
+        model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
+        model.load_adapter(tmp_path / f"a{suffix}")
+        torch.testing.assert_close(model.trained_state_dict(), expected, rtol=1e-3, atol=1e-6)
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("code from a file ran",))
@@ -91,10 +120,24 @@ class Bomb:
 
 def test_code_in_a_pickle_does_not_run(clip, tmp_path):
     path = tmp_path / "bomb.pth"
-    torch.save({"prompt_learner": Bomb(), "model_trainable_params": {}}, path)
-    refuse(build(clip), path, "cannot be used")
+    for content in (Bomb(), np.float32(0), np.zeros(2), Path("a"), torch.nn.Linear(1, 1)):
+        torch.save({"prompt_learner": content, "model_trainable_params": {}}, path)
+        refuse(build(clip), path, r"cannot be used: it holds [\w.]+, which is no tensor .* not run$")
     path.write_bytes(pickle.dumps(Bomb()))
     refuse(build(clip), path, "cannot be used")
+
+
+def test_no_message_advises_to_load_without_the_check(clip, tmp_path):
+    path = tmp_path / "a.pth"
+    for write in (
+        lambda: torch.save(Bomb(), path),
+        lambda: path.write_bytes(pickle.dumps(Bomb())),
+        lambda: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path),
+    ):
+        write()
+        with pytest.raises(ValueError, match="cannot be used") as caught:
+            build(clip).load_adapter(path)
+        assert "weights_only" not in "".join(traceback.format_exception(caught.value))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -183,7 +226,7 @@ def test_random_metadata_is_refused_by_name_or_fits(clip, tmp_path, data):
     ],
 )
 def test_tensors_that_are_not_there(golden_model, tmp_path, tensor):
-    published = torch.load(Path(__file__).parents[2] / "golden" / "fbclip_reference_a.pth", weights_only=True)
+    published = safe_load.load(GOLDEN / "fbclip_reference_a.pth")
     trained = {**published["model_trainable_params"], "scale_weights": tensor}
     torch.save({**published, "model_trainable_params": trained}, tmp_path / "a.pth")
     refuse(golden_model(), tmp_path / "a.pth", r"a\.pth.*(scale_weights|cannot be used)")
