@@ -161,15 +161,22 @@ class CLIPModule(ExportedModule, _Base):
         return super().load_state_dict(checkpoints.refill(self, state_dict), strict=strict, assign=assign)
 
     @classmethod
-    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+    def configure_pre_processor(
+        cls,
+        image_size: tuple[int, int] | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> PreProcessor:
         """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
 
         Args:
             image_size: Height and width in pixels. ``None``: 518 x 518.
+            mean: Of each colour, ``mean`` of the backbone.
+            std: Standard deviation of each colour, ``std`` of the backbone.
         """
         size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
         resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:

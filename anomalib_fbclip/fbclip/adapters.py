@@ -20,6 +20,7 @@ import torch
 import anomalib_fbclip
 from anomalib_fbclip import safe_load
 from anomalib_fbclip.clip.build import EMBEDDED
+from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.functional import is_dense
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bank": (str,),
     "causal_text": (bool,),
     "temperature": (float, int),
+    "mean": (list,),
+    "std": (list,),
+    "quick_gelu": (bool,),
     "image_size": (int,),
     "smoothing_sigma": (float, int),
     "thresholds": (dict, type(None)),
@@ -98,6 +102,9 @@ def architecture(model: "FBCLIPModel") -> AdapterMetadata:
         "bank": model.bank,
         "causal_text": model.causal_text,
         "temperature": model.temperature,
+        "mean": list(model.clip.mean),
+        "std": list(model.clip.std),
+        "quick_gelu": model.clip.quick_gelu,
         "image_size": model.clip.image_size,
         "smoothing_sigma": model.smoothing_sigma,
     }
@@ -290,6 +297,11 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
         if key in metadata and type(metadata[key]) not in types:
             msg = f"{key}={metadata[key]!r} in its metadata, expected {' or '.join(t.__name__ for t in types)}"
             raise ValueError(msg)
+    for key in ("mean", "std"):
+        colours = metadata.get(key, [0.5, 0.5, 0.5])
+        if len(colours) != 3 or not all(type(value) is float and 0 <= value <= 1 for value in colours):
+            msg = f"{key}={colours!r} in its metadata, expected three numbers from 0 to 1, one for each colour"
+            raise ValueError(msg)
     thresholds = metadata.get("thresholds")
     if thresholds is None:
         return
@@ -304,11 +316,12 @@ def _check_architecture(model: "FBCLIPModel", metadata: AdapterMetadata, path: s
     ours = architecture(model)
     for free in ("image_size", "smoothing_sigma"):
         ours.pop(free)
-    different = {key: (metadata[key], value) for key, value in ours.items() if metadata.get(key, value) != value}
+    theirs = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), **metadata}  # files that do not say are for OpenAI's
+    different = {key: (theirs[key], value) for key, value in ours.items() if theirs.get(key, value) != value}
     if "backbone_fingerprint" not in different:
         # The same weights go by another name when they come from a file instead of a tag.
         different.pop("backbone", None)
     if different:
-        both = "; ".join(f"{key}: adapter {theirs}, model {mine}" for key, (theirs, mine) in different.items())
+        both = "; ".join(f"{key}: adapter {given}, model {mine}" for key, (given, mine) in different.items())
         msg = f"adapter {path!r} was made for another model. {both}."
         raise ValueError(msg)

@@ -24,12 +24,11 @@ from torch.utils.data import DataLoader
 from anomalib_fbclip import checkpoints, hub, registration
 from anomalib_fbclip.arguments import check_arguments
 from anomalib_fbclip.callbacks import AdapterCheckpoint
-from anomalib_fbclip.clip.build import EMBEDDED, load_clip
+from anomalib_fbclip.clip.build import EMBEDDED, check_backbone, load_clip
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.lightning import PAPER_IMAGE_SIZE, CLIPModule, check_metrics
 from anomalib_fbclip.metrics import FullEvaluator
 from anomalib_fbclip.model_card import Results
-from anomalib_fbclip.pre_processing import CLIP_MEAN, CLIP_STD
 
 from . import adapters
 from .loss import FBCLIPLoss
@@ -167,13 +166,14 @@ class FBCLIP(CLIPModule, AnomalibModule):
         _check_few_shot(k_shot, few_shot_source)
 
         if weights not in {None, "auto", checkpoints.FROM_CHECKPOINT}:
-            # Before the backbone, which may be a long download.
+            # Before the backbone, which may be a long download; and that, by its name, before the adapter.
+            check_backbone(backbone)
             adapters.check_backbone(weights, backbone)
         clip = load_clip(backbone, pretrained, image_size=image_size, quick_gelu=quick_gelu)
         if image_size is None and clip.patch_size == 14:
             clip.image_size = PAPER_IMAGE_SIZE
         if pre_processor is True:
-            pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size))
+            pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
         if evaluator is True and metrics == "full":
             evaluator = FullEvaluator()
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
@@ -196,7 +196,7 @@ class FBCLIP(CLIPModule, AnomalibModule):
                 few_shot=k_shot > 0,
             )
             # The host's generator draws the threshold of one of its distortions when it is made.
-            self.synthesis = AnomalySynthesis(CLIP_MEAN, CLIP_STD)
+            self.synthesis = AnomalySynthesis(clip.mean, clip.std)
         self.loss = FBCLIPLoss(focal_gamma, dice_weight, scr_weight)
         self.image_size = clip.image_size
         self.learning_rate = learning_rate

@@ -130,7 +130,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         if image_size is None and clip.patch_size == 14:
             clip.image_size = PAPER_IMAGE_SIZE
         if pre_processor is True:
-            pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size))
+            pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
         if evaluator is True and metrics == "full":
             evaluator = FullEvaluator()
         super().__init__(pre_processor, post_processor, evaluator, visualizer)

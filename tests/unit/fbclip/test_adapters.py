@@ -188,6 +188,11 @@ ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.l
         ({"thresholds": {**FIXED, "image": 2}}, "from 0 to 1"),
         ({"thresholds": {**FIXED, "pixel": float("nan")}}, "from 0 to 1"),
         ({"thresholds": {"image": 0.5, "pixel": 0.5}}, "origin"),
+        ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\].*expected three numbers"),
+        ({"std": [0.5, 0.5, "0.5"]}, "std=.*expected three numbers"),
+        ({"mean": 0.5}, "mean=0.5.*expected list"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"mean: adapter \[0.5, 0.5, 0.5\], model \[0.48145466, 0.4578275, 0.40821073\]"),
+        ({"quick_gelu": False}, "quick_gelu: adapter False, model True"),
         ({"format_version": 2}, "upgrade"),
         ({"format": "another"}, "not an adapter"),
     ],
@@ -230,6 +235,16 @@ def test_tensors_that_are_not_there(golden_model, tmp_path, tensor):
     trained = {**published["model_trainable_params"], "scale_weights": tensor}
     torch.save({**published, "model_trainable_params": trained}, tmp_path / "a.pth")
     refuse(golden_model(), tmp_path / "a.pth", r"a\.pth.*(scale_weights|cannot be used)")
+
+
+def test_files_that_do_not_say_are_read_as_for_openais_statistics(clip, tmp_path, monkeypatch):
+    tensors, metadata = adapters.read(adapters.save(build(clip), tmp_path / "a.safetensors"))
+    for key in ("mean", "std", "quick_gelu"):
+        del metadata[key]
+    path = _rewrite(tmp_path / "a.safetensors", tensors, metadata)
+    build(clip).load_adapter(path)
+    monkeypatch.setattr(clip, "std", (0.5, 0.5, 0.5))
+    refuse(build(clip), path, r"std: adapter \[0.26862954, 0.26130258, 0.27577711\], model \[0.5, 0.5, 0.5\]")
 
 
 def test_a_swapped_file_does_not_fit_another_backbone(clip, small_clip, tmp_path):
