@@ -106,7 +106,10 @@ def load_clip(
         # Read first: a large tower is not built for a file that cannot be used.
         state_dict = read_weights(path)
         if quick_gelu is None:
-            quick_gelu = _activation(config, path, state_dict, registered, str(pretrained))
+            if registered:
+                quick_gelu = tag_needs_quick_gelu(str(pretrained), registered, config)
+            else:
+                quick_gelu = _file_needs_quick_gelu(path, state_dict, config)
         clip = _build(backbone, quick_gelu)
         _load_strictly(clip, state_dict, f"{str(path)!r}, as weights of {backbone!r},")
     statistics = {key: tuple(map(float, registered[key])) for key in ("mean", "std") if key in registered}
@@ -162,23 +165,27 @@ def _unsuitable(config: Mapping[str, Any]) -> str | None:
     return "; ".join(reason for reason, applies in reasons.items() if applies) or None
 
 
-def _activation(
-    config: Mapping[str, Any],
-    path: Path,
-    state_dict: Mapping[str, torch.Tensor],
-    registered: Mapping[str, Any],
-    pretrained: str,
-) -> bool:
-    """Whether weights need QuickGELU: a wrong activation shows in no shape, and all features are a little off."""
-    if config.get("quick_gelu", False) or registered.get("quick_gelu", False):
-        return True
-    if registered:
-        return pretrained == "openai" or "quickgelu" in registered.get("url", "")
-    if "quickgelu" in path.name.lower() or state_dict.keys() >= _OPENAI or _is_archive(path):
+def tag_needs_quick_gelu(tag: str, registered: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a tag's weights need QuickGELU: open_clip says so in its registry, configurations or file names.
+
+    Args:
+        tag: ``"openai"`` needs it, which only some versions of open_clip see to.
+        registered: What open_clip's registry says of the tag.
+        config: open_clip's configuration of the model.
+    """
+    said = config.get("quick_gelu", False) or registered.get("quick_gelu", False)
+    return said or tag == "openai" or "quickgelu" in registered.get("url", "")
+
+
+def _file_needs_quick_gelu(path: Path, state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> bool:
+    """Whether a file's weights need QuickGELU: of GELU's weights no name and no shape differs."""
+    shown = "quickgelu" in path.name.lower() or state_dict.keys() >= _OPENAI or _is_archive(path)
+    if shown or config.get("quick_gelu", False):
         return True
     logger.warning(
-        "%s does not show which activation it was trained with: GELU, as the backbone's configuration has it. Weights "
-        "of OpenAI, MetaCLIP and DFN need quick_gelu=True (--model.quick_gelu true); quick_gelu=False silences this.",
+        "%s does not show which activation it was trained with: GELU is used, as the backbone's configuration says. "
+        "Weights of OpenAI, and most of MetaCLIP and DFN, need quick_gelu=True (--model.quick_gelu true); "
+        "quick_gelu=False silences this warning.",
         path,
     )
     return False
