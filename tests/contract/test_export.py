@@ -16,7 +16,6 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_fbclip import FBCLIP
-from anomalib_fbclip.host.export import describe
 
 onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
@@ -113,7 +112,7 @@ def test_the_file_says_what_it_is(full) -> None:
     fbclip, _, path = full
     onnx_model = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).get_modelmeta()
     metadata = {key: json.loads(value) for key, value in onnx_model.custom_metadata_map.items()}
-    assert metadata == describe(fbclip, (130, 180))
+    assert metadata == fbclip.describe((130, 180))
     assert (metadata["backbone"], metadata["image_size"], metadata["input_size"]) == ("tiny", 56, [130, 180])
     assert metadata["thresholds"] == {"image": pytest.approx(0.45), "pixel": pytest.approx(0.55), "origin": "labels"}
     assert metadata["versions"].keys() == {"anomalib_fbclip", "anomalib", "torch"}
