@@ -63,9 +63,9 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
 
     Example:
-        >>> from anomalib.engine import Engine
-        >>> from anomalib_fbclip import FiSeCLIP, ProceduralSurfaces
-        >>> Engine().test(FiSeCLIP(backbone="tiny"), datamodule=ProceduralSurfaces(category="wood"))  # doctest: +SKIP
+        >>> from anomalib_fbclip import FiSeCLIP
+        >>> FiSeCLIP(backbone="tiny").learning_type
+        <LearningType.ZERO_SHOT: 'zero_shot'>
     """
 
     def __init__(

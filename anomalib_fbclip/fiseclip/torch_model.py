@@ -89,8 +89,10 @@ class FiSeCLIPModel(nn.Module):
         ValueError: If an argument is out of range; the message names the value.
 
     Example:
-        >>> model = FiSeCLIPModel(load_clip("ViT-L-14-336", "openai", image_size=518))  # doctest: +SKIP
-        >>> model(images).pred_score  # doctest: +SKIP
+        >>> from anomalib_fbclip.clip import load_clip
+        >>> model = FiSeCLIPModel(load_clip("tiny", image_size=64)).eval()
+        >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
+        torch.Size([2, 64, 64])
     """
 
     def __init__(
