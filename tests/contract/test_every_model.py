@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 import anomalib_fbclip
 from anomalib_fbclip import StageMaps
-from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.adapted import adapter_file, hub
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.commands import calibrate
 from anomalib_fbclip.pipelines.table.plan import make_plan
@@ -144,7 +144,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_names(name, build, ada
             build(name, weights=adapters[other])
 
 
-@every_adapted_model
+@every_model
 def test_the_literal_form_gives_the_same_maps(name, build) -> None:
     assert_close(maps_of(build(name, literal=True)), maps_of(build(name)), rtol=0, atol=2e-5)
 
@@ -247,6 +247,16 @@ def test_stages_are_recorded_and_drawn(name, build, surfaces, engine, tmp_path) 
         assert len(group.grids) == len(group.columns) * len(model.model.feature_layers)
     engine(callbacks=[StageMaps(num_images=1)]).test(model, datamodule=surfaces())
     assert len(list(tmp_path.rglob("stages/**/*.png"))) == 1
+
+
+@every_adapted_model
+def test_a_shared_adapter_has_a_card_that_names_its_model(name, build, monkeypatch) -> None:
+    cards = []
+    monkeypatch.setattr(hub, "upload", lambda folder, *_, **__: cards.append(Path(folder, "README.md").read_text()))
+    place = build(name).push_to_hub("owner/name")
+    assert f"# {name} adapter, tiny at 56" in cards[0]
+    assert f"anomalib predict --model {name} --model.backbone tiny --model.image_size 56" in cards[0]
+    assert place in cards[0]
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTED if name in MODELS])
