@@ -252,9 +252,11 @@ def test_stages_are_recorded_and_drawn(name, build, surfaces, engine, tmp_path) 
 @every_adapted_model
 def test_a_shared_adapter_has_a_card_that_names_its_model(name, build, monkeypatch) -> None:
     cards = []
-    monkeypatch.setattr(
-        hub, "upload", lambda folder, *_, **__: cards.append(Path(folder, "README.md").read_text("utf-8"))
-    )
+
+    def upload(folder, *_, **__):
+        cards.append(Path(folder, "README.md").read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(hub, "upload", upload)
     place = build(name).push_to_hub("owner/name")
     assert f"# {name} adapter, tiny at 56" in cards[0]
     assert f"anomalib predict --model {name} --model.backbone tiny --model.image_size 56" in cards[0]
