@@ -15,8 +15,10 @@ import torch
 import toy
 from anomalib import LearningType
 from anomalib.cli import AnomalibCLI
+from anomalib.data import ImageBatch
 from anomalib.models import get_model, list_models
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import anomalib_fbclip
 from anomalib_fbclip import StageMaps
@@ -161,6 +163,32 @@ def test_text_features_are_computed_once_and_again_when_a_parameter_changed(name
         next(parameter for parameter in model.parameters() if parameter.requires_grad).mul_(1.5)
         model(torch.rand(1, 3, 56, 56))
     assert len(calls) == 2
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts what makes a host wait for its device: values and tensors that are read from it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: PLW3201  # torch calls it
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@every_adapted_model
+def test_a_batch_of_any_size_waits_for_the_device_twice_at_most(name, build) -> None:
+    model = build(name, weights=None).eval()
+    model.log = model.log_dict = lambda *_, **__: None
+    images = torch.rand(4, 3, 56, 56)
+    batch = ImageBatch(image=images, gt_label=torch.tensor([0, 1, 0, 1]), gt_mask=images[:, 0] > 0.5)
+    with torch.no_grad():
+        model.model(images)  # text features and matrices are made once
+        with CountCopies() as copies:
+            model.predict_step(batch, 0)
+    assert copies.count <= 2
+    with CountCopies() as copies:
+        model.train().training_step(batch).backward()
+    assert copies.count <= 2
 
 
 @every_model
