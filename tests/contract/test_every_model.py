@@ -25,6 +25,7 @@ from anomalib_fbclip import StageMaps
 from anomalib_fbclip.adapted import adapter_file, hub
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.commands import calibrate
+from anomalib_fbclip.pipelines.table.pipeline import write
 from anomalib_fbclip.pipelines.table.plan import make_plan
 from anomalib_fbclip.pipelines.table.run import run_plan
 from anomalib_fbclip.registration import MODELS
@@ -306,11 +307,16 @@ def test_a_table_has_a_row_for_each_model(adapters, tmp_path, surfaces_root) -> 
     data = {"root": str(surfaces_root), "image_size": 56, "num_train": 8, "num_test": 8}
     datasets = [{"class_path": "ProceduralSurfaces", "init_args": data, "categories": ["wood"]}]
     results = {}
-    plan = make_plan({"models": rows, "datasets": datasets}, str(tmp_path))
+    plan = make_plan({"models": rows, "datasets": datasets, "aupimo": True}, str(tmp_path))
     failed = run_plan(plan, lambda cell, result, _: results.update({cell.model.name: result}))
     assert not failed
     assert len(results) == len(CLASSES)
-    assert all(0 <= result["metrics"]["pixel_AUPRO"] <= 100 for result in results.values())
+    for name in ("pixel_AUPRO", "pixel_AUPR"):
+        assert all(0 <= result["metrics"][name] <= 100 for result in results.values()), name
+    assert all("pixel_AUPIMO" in result["metrics"] for result in results.values())
+    write(plan, {cell.key: results[cell.model.name] for cell in plan.cells}, {})
+    lines = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
+    assert [line["image_AUROC_low"] != "" for line in lines[::2]] == [False, *[True] * (len(CLASSES) - 1)]
 
 
 def test_each_registered_class_is_where_the_table_says() -> None:
