@@ -51,7 +51,8 @@ class TokenCache:
         self.clip = clip
         self.layers = clip.check_layers(layers)
         blocks = "-".join(str(layer) for layer in self.layers)
-        self.directory = Path(directory) / f"{clip.fingerprint()}-{blocks}"
+        activation = "" if clip.quick_gelu else "-gelu"  # not part of the fingerprint, which is the weights' alone
+        self.directory = Path(directory) / f"{clip.fingerprint()}-{blocks}{activation}"
         self.directory.mkdir(parents=True, exist_ok=True)
         self.limit = limit
         self._used = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))

@@ -34,6 +34,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
 
     Args:
         backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
+        pretrained: Backbone weights: an open_clip tag, a local file, or ``None`` for random ones.
         feature_layers: Blocks whose tokens are matched, counted from 1. ``None``: 6, 12, 18, 24, at the same relative
             depths in another tower.
         class_name: Noun in the prompts. ``None``: the category of the data set, else "object".
@@ -51,6 +52,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: Weight of the class token's text probability in the image score, in [0, 1].
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
+        literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.CLIPModule`. ``normal_source`` is a folder of two
             images or more here: they serve the thresholds alone, each is scored by the others, and they are no
             references of the images of a run.
@@ -62,14 +64,15 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
 
     Example:
-        >>> from anomalib.engine import Engine
-        >>> from anomalib_fbclip import FiSeCLIP, ProceduralSurfaces
-        >>> Engine().test(FiSeCLIP(backbone="tiny"), datamodule=ProceduralSurfaces(category="wood"))  # doctest: +SKIP
+        >>> from anomalib_fbclip import FiSeCLIP
+        >>> FiSeCLIP(backbone="tiny").learning_type
+        <LearningType.ZERO_SHOT: 'zero_shot'>
     """
 
     def __init__(
         self,
         backbone: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
         *,
         feature_layers: Sequence[int] | None = None,
         class_name: str | None = None,
@@ -86,9 +89,10 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: float = 0.3,
         deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
+        literal: bool = False,
         **kwargs,
     ) -> None:
-        super().__init__(backbone=backbone, **kwargs)
+        super().__init__(backbone=backbone, pretrained=pretrained, **kwargs)
         if self.calibrator.normal_source is not None and matching and not bank_size:
             msg = f"normal_source={self.calibrator.normal_source!r} with bank_size=0: give bank_size=1 or more."
             raise ValueError(msg)
@@ -109,6 +113,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             class_weight=class_weight,
             deviations=deviations,
             smoothing_sigma=smoothing_sigma,
+            literal=literal,
         )
         self._category = DEFAULT_CLASS
         self._categories: dict[str, str] = {}

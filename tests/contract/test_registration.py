@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FRESH = """
 import sys, time
 start = time.perf_counter()
-from anomalib.models import get_model
+from anomalib.models import get_model, list_models
 import anomalib.data
 assert "f_b_c_l_i_p" in list_models(), sorted(list_models())
 assert hasattr(anomalib.data, "ProceduralSurfaces")
