@@ -43,7 +43,8 @@ class Report(Callback):
         filename: Name of the page, in the folder of the table of :class:`PredictionIndex`.
 
     Example:
-        >>> engine = Engine(callbacks=[Report()])  # doctest: +SKIP
+        >>> from anomalib.engine import Engine
+        >>> engine = Engine(callbacks=[Report()])
     """
 
     def __init__(self, filename: str = "report.html") -> None:

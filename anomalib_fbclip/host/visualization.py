@@ -59,7 +59,8 @@ class PredictionVisualizer(ImageVisualizer):
         ValueError: If an argument is out of range.
 
     Example:
-        >>> model = FBCLIP(visualizer=PredictionVisualizer(size=512, name_by="score"))  # doctest: +SKIP
+        >>> from anomalib_fbclip import FBCLIP
+        >>> model = FBCLIP(backbone="tiny", visualizer=PredictionVisualizer(size=512, name_by="score"))
     """
 
     output_dir: str | Path | None
