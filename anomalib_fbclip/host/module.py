@@ -214,6 +214,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stage != "validate":
             self._kept = None
 
+    def forget_validation(self) -> None:
+        """Score each image of the coming test anew, also where the validation has just scored it: for timings."""
+        self._kept = None
+
     def _learns_nothing(self) -> bool:
         """Whether a validation before a test or prediction changes no threshold and computes no metric."""
         if getattr(self.evaluator, "val_metrics", None) or not isinstance(

@@ -147,11 +147,11 @@ class Confusion(Callback):
 
 def _matrix(counts: dict[str, int]) -> str:
     rows = (
-        ("", f"called {ANOMALOUS}", f"called {NORMAL}"),
+        ("called", ANOMALOUS, NORMAL),
         (ANOMALOUS, counts["hits"], counts["misses"]),
         (NORMAL, counts["false alarms"], counts["rejections"]),
     )
-    return "\n".join(f"  {name:<10}{first!s:>18}{second!s:>15}" for name, first, second in rows)
+    return "\n".join(f"  {name:<10}{first!s:>12}{second!s:>10}" for name, first, second in rows)
 
 
 def _names(title: str, rows: list[_Tested]) -> str:
