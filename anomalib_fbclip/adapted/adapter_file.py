@@ -49,17 +49,27 @@ Reader = Callable[[Any, Path], tuple[dict[str, torch.Tensor], AdapterMetadata] |
 """Content of a file and its path -> tensors under the model's names and metadata; ``None``: another format."""
 
 _READERS: dict[str, Reader] = {}
+_SEVERAL_FILES: dict[str, str] = {}
+"""Formats of several files: pattern of the file to give -> pattern of those that belong to it."""
 
 
-def register_reader(model: str) -> Callable[[Reader], Reader]:
+def register_reader(
+    model: str,
+    main_file: str | None = None,
+    beside: str | None = None,
+) -> Callable[[Reader], Reader]:
     """Register the reader of a model's published weights.
 
     Args:
         model: The model's :attr:`AdaptedCLIP.model_name`.
+        main_file: Where weights are several files: pattern of the one to give, which is also looked for in a folder.
+        beside: Pattern of those that the reader finds beside it.
     """
 
     def register(reader: Reader) -> Reader:
         _READERS[model] = reader
+        if main_file is not None and beside is not None:
+            _SEVERAL_FILES[main_file] = beside
         return reader
 
     return register
@@ -154,7 +164,8 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
         msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
         raise FileNotFoundError(msg)
     try:
-        tensors, metadata = _read_ours(path) if path.suffix.lower() in {".safetensors", ""} else _read_published(path)
+        ours = path.suffix.lower() in {".safetensors", ""} and not path.is_dir()
+        tensors, metadata = _read_ours(path) if ours else _read_published(path)
         _check_metadata(metadata)
     except Exception as error:
         msg = f"adapter {str(path)!r} cannot be used: {error}"
@@ -164,7 +175,7 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists()
     except OSError:  # a name that no file can have
         return False
 
@@ -235,6 +246,7 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
     for module in PUBLISHED_FORMATS:
         import_module(module)
+    path = _main_file(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     for model, reader in _READERS.items():
         found = reader(loaded, path)
@@ -243,6 +255,22 @@ def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadat
             return tensors, {"model": model, **metadata}
     msg = f"it is in none of the published formats that are known, those of {', '.join(sorted(_READERS))}"
     raise ValueError(msg)
+
+
+def _main_file(path: Path) -> Path:
+    """The file to read where published weights are several files, or a folder of them."""
+    if path.is_dir():
+        found = sorted(file for pattern in _SEVERAL_FILES for file in path.glob(pattern))
+        if len(found) != 1:
+            names = [file.name for file in found]
+            msg = f"it is a folder with {names or 'none'} of {list(_SEVERAL_FILES)}: give one file"
+            raise ValueError(msg)
+        return found[0]
+    for main_file, beside in _SEVERAL_FILES.items():
+        if path.match(beside):
+            msg = f"it is one of two files: give the other, {main_file}, which finds it"
+            raise ValueError(msg)
+    return path
 
 
 def _check_metadata(metadata: AdapterMetadata) -> None:
