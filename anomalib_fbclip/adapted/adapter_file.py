@@ -17,6 +17,8 @@ import torch
 
 import anomalib_fbclip
 from anomalib_fbclip.clip.build import EMBEDDED
+from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
+from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.common.files import replacing
 from anomalib_fbclip.common.functional import is_dense
 from anomalib_fbclip.registration import PUBLISHED_FORMATS
@@ -39,6 +41,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "pretrained": (str, type(None)),
     "source": (str, type(None)),
     "source_domain": (str, type(None)),
+    "mean": (list,),
+    "std": (list,),
     "image_size": (int,),
     "smoothing_sigma": (float, int),
     "thresholds": (dict, type(None)),
@@ -247,13 +251,14 @@ def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadat
     for module in PUBLISHED_FORMATS:
         import_module(module)
     path = _main_file(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = safe_load.load(path)
     for model, reader in _READERS.items():
         found = reader(loaded, path)
         if found is not None:
             tensors, metadata = found
             return tensors, {"model": model, **metadata}
-    msg = f"it is in none of the published formats that are known, those of {', '.join(sorted(_READERS))}"
+    msg = "a checkpoint of Lightning goes into ckpt_path (--ckpt_path); "
+    msg += f"it is in none of the published formats that are known, those of {', '.join(sorted(_READERS))}"
     raise ValueError(msg)
 
 
@@ -279,6 +284,11 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
         if key in metadata and type(metadata[key]) not in types:
             msg = f"{key}={metadata[key]!r} in its metadata, expected {' or '.join(t.__name__ for t in types)}"
             raise ValueError(msg)
+    for key in ("mean", "std"):
+        colours = metadata.get(key, [0.5, 0.5, 0.5])
+        if len(colours) != 3 or not all(type(value) is float and 0 <= value <= 1 for value in colours):
+            msg = f"{key}={colours!r} in its metadata, expected three numbers from 0 to 1, one for each colour"
+            raise ValueError(msg)
     thresholds = metadata.get("thresholds")
     if thresholds is None:
         return
@@ -299,11 +309,12 @@ def _check_model(metadata: AdapterMetadata, model: str, path: str) -> None:
 def _check_architecture(model: "nn.Module", metadata: AdapterMetadata, path: str) -> None:
     _check_model(metadata, model.model_name, path)
     ours = {key: value for key, value in model.architecture().items() if key not in _MAY_DIFFER}
-    different = {key: (metadata[key], value) for key, value in ours.items() if metadata.get(key, value) != value}
+    theirs = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), **metadata}  # files that do not say are for OpenAI's
+    different = {key: (theirs[key], value) for key, value in ours.items() if theirs.get(key, value) != value}
     if "backbone_fingerprint" not in different:
         # The same weights go by another name when they come from a file instead of a tag.
         different.pop("backbone", None)
     if different:
-        both = "; ".join(f"{key}: adapter {theirs}, model {mine}" for key, (theirs, mine) in different.items())
+        both = "; ".join(f"{key}: adapter {given}, model {mine}" for key, (given, mine) in different.items())
         msg = f"adapter {path!r} was made for another model. {both}."
         raise ValueError(msg)

@@ -19,11 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.clip.build import EMBEDDED
+from anomalib_fbclip.clip.build import EMBEDDED, check_backbone
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
 from anomalib_fbclip.host.module import CLIPModule
-from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
@@ -35,6 +34,8 @@ from .training_data import AnomalySynthesis, Supervision, describe_training_data
 logger = logging.getLogger(__name__)
 
 _LIGHTNING_DEFAULT_EPOCHS = 1000
+DATA_FETCHER = "_data_fetcher"
+"""Private name of Lightning's training loop. Where a release has another, a resumed run may draw another order."""
 
 
 class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
@@ -156,7 +157,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             if self.seed is not None:
                 torch.manual_seed(self.seed)
             super().build(model, **self._shared, **arguments)
-            self.synthesis = AnomalySynthesis(CLIP_MEAN, CLIP_STD)
+            self.synthesis = AnomalySynthesis(self.model.clip.mean, self.model.clip.std)
         self.loss = loss
         self.token_cache = None
         if self._token_cache is not None:
@@ -172,6 +173,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone; the adapter is checked first, as the backbone may be a long download."""
         if self.weights not in {None, "auto", FROM_CHECKPOINT}:
+            check_backbone(self.hparams["backbone"])
             adapter_file.check_backbone(self.weights, self.hparams["backbone"], self.model_name)
         return super().load_backbone()
 
@@ -249,7 +251,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     def _repeat_order(self) -> None:
         """Draw the order of the images where the epoch is known; workers began before that."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
-        fetcher = getattr(self.trainer.fit_loop, "_data_fetcher", None)
+        fetcher = getattr(self.trainer.fit_loop, DATA_FETCHER, None)
         if self.seed is not None and sampler is not None and hasattr(sampler, "set_epoch") and fetcher is not None:
             self._seed_epoch()
             sampler.set_epoch(self.trainer.current_epoch)

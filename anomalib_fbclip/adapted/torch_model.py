@@ -132,6 +132,9 @@ class AdaptedCLIP(nn.Module, ABC):
             "backbone_fingerprint": self.clip.fingerprint(),
             "feature_layers": list(self.feature_layers),
             "temperature": self.temperature,
+            "mean": list(self.clip.mean),
+            "std": list(self.clip.std),
+            "quick_gelu": self.clip.quick_gelu,
             "image_size": self.clip.image_size,
             "smoothing_sigma": self.smoothing_sigma,
         }

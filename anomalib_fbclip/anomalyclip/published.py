@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from anomalib_fbclip.adapted.adapter_file import AdapterMetadata, register_reader
+from anomalib_fbclip.common import safe_load
 
 _NAMES = {"ctx_pos": "prompts.normal_context", "ctx_neg": "prompts.abnormal_context"}
 _DEEP = "compound_prompts_text."
@@ -31,7 +32,10 @@ def read_published(loaded: Any, path: Path) -> tuple[dict[str, torch.Tensor], Ad
     if not isinstance(loaded, dict) or "model_trainable_params" in loaded:
         return None
     content = loaded.get("prompt_learner")
-    if not isinstance(content, dict) or not _NAMES.keys() <= content.keys():
+    if not isinstance(content, dict):
+        return None
+    content = safe_load.without_prefix(content)
+    if not _NAMES.keys() <= content.keys():
         return None
     unknown = [n for n in content if n not in _NAMES and not n.startswith(_DEEP) and not _UNUSED.match(n)]
     if unknown:

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 
 from anomalib_fbclip.adapted.stages import Stages
 from anomalib_fbclip.common.functional import tokens_to_grid
-from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,8 @@ class StageMaps(Callback):
             return
         images = batch.image[chosen]
         _, stages = pl_module.model(images, return_stages=True)
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+        clip = pl_module.model.clip
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (clip.mean, clip.std))
         pictures = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
         folder = self.dirpath or Path(trainer.default_root_dir) / "stages"
         for place, index in enumerate(chosen):

@@ -9,12 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from .build import build_from_openai_state_dict
+from .openai import build_from_openai_state_dict
 from .text import BeforeBlock, text_tokens
 from .vision import block_tokens
 
 Tower = Callable[[nn.Module, torch.Tensor, Sequence[int]], list[torch.Tensor]]
 """Visual tower of open_clip, images and block numbers -> tokens of each block, as :func:`block_tokens`."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the images that OpenAI's weights, and nearly all others, were trained with."""
 
 LARGEST_SIDE = 2**14
 """Pixels; attention over more patches than such a square has is hopeless on any machine of today."""
@@ -30,6 +34,8 @@ class FrozenCLIP(nn.Module):
         image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the size that the
             weights were trained with.
         name: What the backbone is called in adapters and messages.
+        mean: Of each colour, that the weights' images were normalised with.
+        std: Standard deviation of each colour, that the weights' images were normalised with.
 
     Raises:
         TypeError: If the visual tower is not a plain vision transformer.
@@ -40,13 +46,22 @@ class FrozenCLIP(nn.Module):
         >>> tokens = clip.encode_image(images, layers=(6, 12, 24))  # doctest: +SKIP
     """
 
-    def __init__(self, clip: nn.Module, image_size: int | None = None, name: str = "custom") -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        image_size: int | None = None,
+        name: str = "custom",
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
+    ) -> None:
         super().__init__()
         visual = clip.visual
         if not all(hasattr(visual, part) for part in ("conv1", "class_embedding", "ln_pre", "transformer", "proj")):
             msg = f"FrozenCLIP needs a plain vision transformer with a class token, {name} has {type(visual).__name__}."
             raise TypeError(msg)
         self.name = name
+        self.mean = mean
+        self.std = std
         self.visual = visual
         self.text = clip if hasattr(clip, "token_embedding") else clip.text
         self.patch_size = int(visual.conv1.kernel_size[0])
@@ -77,6 +92,11 @@ class FrozenCLIP(nn.Module):
             ValueError: If a tensor is missing, unexpected or of another shape than the others imply.
         """
         return cls(build_from_openai_state_dict(state_dict, quick_gelu=quick_gelu), image_size=image_size, name=name)
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the activation is QuickGELU, and not GELU."""
+        return any(type(module).__name__ == "QuickGELU" for module in self.visual.modules())
 
     @property
     def num_layers(self) -> int:
@@ -137,8 +157,8 @@ class FrozenCLIP(nn.Module):
         """Tokens of chosen blocks.
 
         Args:
-            images: Images ``[B, 3, H, H]`` normalised with CLIP's mean and standard deviation, H a multiple of the
-                patch size (positions are resized to it).
+            images: Images ``[B, 3, H, H]`` normalised with ``mean`` and ``std``, H a multiple of the patch size
+                (positions are resized to it).
             layers: Block numbers, counted from 1, ascending.
             tower: Another way through the frozen blocks, for models that have one.
 

@@ -55,7 +55,8 @@ class TokenCache:
         self.clip = clip
         self.layers = clip.check_layers(layers)
         blocks = "-".join(str(layer) for layer in self.layers)
-        self.directory = Path(directory) / "-".join(filter(None, (clip.fingerprint(), blocks, key)))
+        activation = "" if clip.quick_gelu else "gelu"  # not part of the fingerprint, which is the weights' alone
+        self.directory = Path(directory) / "-".join(filter(None, (clip.fingerprint(), blocks, activation, key)))
         self.encode = encode
         self.directory.mkdir(parents=True, exist_ok=True)
         self.limit = limit

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.common.arguments import argument_names
 from anomalib_fbclip.registration import MODELS
 
@@ -49,8 +50,13 @@ def main(words: Sequence[str]) -> int:
 
 def _model(weights: str, metadata: adapter_file.AdapterMetadata, backbone: str | None, pretrained: str | None) -> Any:  # noqa: ANN401
     """The model of an adapter, with the settings that the adapter was made for."""
-    name = metadata["model"]
-    model_class = getattr(import_module(MODELS[name]), name)
+    for module in MODELS.values():
+        import_module(module)
+    known = {model.__name__: model for model in AdaptedModule.__subclasses__()}
+    if metadata["model"] not in known:
+        msg = f"adapter {weights!r} is one of the model {metadata['model']}; this command knows {sorted(known)}."
+        raise ValueError(msg)
+    model_class = known[metadata["model"]]
     return model_class(
         backbone=backbone or adapter_file.backbone_name(metadata) or "ViT-L-14-336",
         pretrained=pretrained or metadata.get("pretrained") or "openai",

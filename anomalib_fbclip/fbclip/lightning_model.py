@@ -28,6 +28,8 @@ class FBCLIP(AdaptedModule, AnomalibModule):
     split; CLIP stays frozen.
 
     Args:
+        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
+        pretrained: Backbone weights: an open_clip tag, a local file, or ``None`` for random ones.
         n_ctx: Learnable context tokens of each prompt.
         text_poolings: Out of ``global``, ``attention``, ``eot`` (paper, Table 3).
         views: Out of ``id``, ``sem``, ``spa`` (paper, Table 4).
@@ -39,7 +41,7 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         dice_weight: Weight of the dice loss.
         scr_weight: Weight of the semantic consistency loss; 0 switches it off (paper, Table 5).
         **kwargs: Arguments of :class:`~anomalib_fbclip.adapted.lightning_model.AdaptedModule` and
-            :class:`~anomalib_fbclip.host.module.CLIPModule`: ``backbone``, ``weights``, ``image_size``, ``k_shot``, ...
+            :class:`~anomalib_fbclip.host.module.CLIPModule`: ``weights``, ``image_size``, ``k_shot``, ...
 
     Raises:
         TypeError: If an argument is of another type.
@@ -57,6 +59,9 @@ class FBCLIP(AdaptedModule, AnomalibModule):
 
     def __init__(
         self,
+        backbone: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
+        *,
         n_ctx: int = 12,
         text_poolings: Sequence[str] = tuple(POOLINGS),
         views: Sequence[str] = VIEWS,
@@ -69,7 +74,7 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         scr_weight: float = 0.15,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(backbone=backbone, pretrained=pretrained, **kwargs)
         self.build(
             FBCLIPModel,
             FBCLIPLoss(focal_gamma, dice_weight, scr_weight),

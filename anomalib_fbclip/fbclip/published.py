@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from anomalib_fbclip.adapted.adapter_file import AdapterMetadata, register_reader
+from anomalib_fbclip.common import safe_load
 
 _NAMES = (
     (r"^fb_Attention\.([fb]g)_(norm|to_q|to_k|to_v)\.(.+)$", r"attention.\1.\2.\3"),
@@ -42,13 +43,16 @@ def read_published(loaded: Any, path: Path) -> tuple[dict[str, torch.Tensor], Ad
     del path
     if not isinstance(loaded, dict) or not {"prompt_learner", "model_trainable_params"} <= loaded.keys():
         return None
-    prompts = {f"prompt_learner.{name}": tensor for name, tensor in loaded["prompt_learner"].items()}
+    prompts, trained = (safe_load.without_prefix(loaded[key]) for key in ("prompt_learner", "model_trainable_params"))
     tensors = {}
-    for published, tensor in {**prompts, **loaded["model_trainable_params"]}.items():
+    for published, tensor in {**{f"prompt_learner.{name}": prompts[name] for name in prompts}, **trained}.items():
         name = our_name(published)
         if name is not None:
             tensors[name] = tensor
-    return tensors, {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+    metadata = {key: loaded[key] for key in ("epoch", "loss", "source_domain") if key in loaded}
+    if "loss" in metadata:
+        metadata["loss"] = float(metadata["loss"])  # a NumPy scalar there
+    return tensors, metadata
 
 
 def our_name(published: str) -> str | None:

@@ -33,6 +33,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
     names one (column ``category``), and all together elsewhere.
 
     Args:
+        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
+        pretrained: Backbone weights: an open_clip tag, a local file, or ``None`` for random ones.
         feature_layers: Blocks whose tokens are matched, counted from 1. ``None``: 6, 12, 18, 24, at the same relative
             depths in another tower.
         class_name: Noun in the prompts. ``None``: the category of the data set, else "object".
@@ -68,6 +70,9 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
 
     def __init__(
         self,
+        backbone: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
+        *,
         feature_layers: Sequence[int] | None = None,
         class_name: str | None = None,
         correlation: str = "qq-kk",
@@ -85,7 +90,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         smoothing_sigma: float = 4.0,
         **kwargs,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(backbone=backbone, pretrained=pretrained, **kwargs)
         if self.calibrator.normal_source is not None and matching and not bank_size:
             msg = f"normal_source={self.calibrator.normal_source!r} with bank_size=0: give bank_size=1 or more."
             raise ValueError(msg)

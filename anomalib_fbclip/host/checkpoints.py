@@ -15,6 +15,7 @@ import torch
 from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 
+from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.common.functional import is_dense
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class NamingCheckpointIO(AnomalibCheckpointIO):
                 checkpoint = super().load_checkpoint(path, *args, **kwargs)
             except (RuntimeError, ValueError) as error:
                 # torch reads parts of the archive that Python's zipfile does not look at.
-                raise _unreadable(path, " ".join(str(error).split())) from error
+                raise _unreadable(path, safe_load.reason(error)) from None
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), Mapping):
             raise _unreadable(path, "it has no state_dict")
         return checkpoint
@@ -65,7 +66,8 @@ def named(path: str | Path) -> Generator[None, None, None]:
     try:
         yield
     except UnpicklingError as error:
-        raise _unreadable(path, "it holds more than tensors and plain values, which was not run") from error
+        # Not chained: torch's message advises to load the file without the check.
+        raise _unreadable(path, safe_load.reason(error)) from None
 
 
 def _damage(path: Path) -> str | None:

@@ -22,15 +22,15 @@ from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Res
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.build import load_clip
+from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.common.arguments import check_arguments, plain
 from anomalib_fbclip.data.sets import shares_source
 
-from . import checkpoints
+from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
-from .export import annotate, describe, onnx_options
 from .metrics import FullEvaluator
 from .post_processing import FIXED, ProbabilityPostProcessor
-from .pre_processing import CLIP_MEAN, CLIP_STD, ExactPreProcessor
+from .pre_processing import ExactPreProcessor
 from .prediction_index import PredictionIndex
 from .processes import share_folder
 from .thresholds import check_rate
@@ -149,7 +149,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """
         clip = self.load_backbone()
         if self._own_pre_processor:
-            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size))
+            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
         self.model = model(clip, **arguments)
         self.image_size = clip.image_size
 
@@ -344,10 +344,14 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
                 ", ".join(f"{name}={ours[name]}" for name in different),
             )
 
+    def describe(self, input_size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What an exported file says about itself, see :func:`~anomalib_fbclip.host.export.describe`."""
+        return export.describe(self, input_size)
+
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
         """Export as anomalib does, with thresholds and metadata."""
         self.calibrate_once()
-        self.export_metadata = describe(self)
+        self.export_metadata = self.describe()
         return super().to_torch(export_root, model_file_name)
 
     def to_onnx(
@@ -366,23 +370,30 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             **kwargs: Passed through to ``torch.onnx.export``; ``dynamic_axes={}`` fixes the batch to one image.
         """
         self.calibrate_once()
-        options = {**onnx_options(self.model), **kwargs}
+        options = {**export.onnx_options(self.model), **kwargs}
         path = super().to_onnx(export_root, model_file_name, input_size, **options)
         # torch's tracing leaves a subclass under our name, which anomalib's command line finds as a second model.
         gc.collect()
-        annotate(path, describe(self, input_size))
+        export.annotate(path, self.describe(input_size))
         return path
 
     @classmethod
-    def configure_pre_processor(cls, image_size: tuple[int, int] | None = None) -> PreProcessor:
+    def configure_pre_processor(
+        cls,
+        image_size: tuple[int, int] | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> PreProcessor:
         """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
 
         Args:
             image_size: Height and width in pixels. ``None``: 518 x 518.
+            mean: Mean of each colour, that of the backbone.
+            std: Standard deviation of each colour, that of the backbone.
         """
         size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
         resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=CLIP_MEAN, std=CLIP_STD)]))
+        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:

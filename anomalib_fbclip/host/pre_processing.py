@@ -11,8 +11,10 @@ import torch
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
+
+__all__ = ["CLIP_MEAN", "CLIP_STD", "ExactPreProcessor", "resize_matrix"]
+
 _CUBIC = -0.5  # the a of Keys' kernel in PyTorch's antialiased resize; without antialiasing it takes -0.75
 
 

@@ -28,6 +28,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.De
 """What Pillow raises for files that are no picture, cut off, damaged, locked, gone or dangerously large."""
 
 
+COMBINED_LOADER, DATA_SOURCE = "_combined_loader", "_data_source"
+"""Private names of Lightning's loops. Where they are gone, files that cannot be read end a run as in anomalib."""
+
 _DEEP = ("I", "F")
 _STRETCH = 1.1
 
@@ -110,19 +113,21 @@ def files_of(dataset: object) -> list[Path]:
     return [Path(path) for path in samples.image_path] if hasattr(samples, "image_path") else []
 
 
+def _loaders(trainer: Trainer) -> list[Any]:
+    """The data loaders of a prediction, in order: the public property loses it, and cannot be changed."""
+    combined = getattr(trainer.predict_loop, COMBINED_LOADER, None)
+    return combined.flattened if combined is not None else []
+
+
 def predicted_files(trainer: Trainer) -> list[Path]:
     """All files that a prediction is going to read, data loader by data loader."""
-    combined = trainer.predict_loop._combined_loader  # noqa: SLF001  # the public property loses their order
-    loaders = combined.flattened if combined is not None else []
-    return [path for loader in loaders for path in files_of(getattr(loader, "dataset", None))]
+    return [path for loader in _loaders(trainer) for path in files_of(getattr(loader, "dataset", None))]
 
 
 def reads_all(trainer: Trainer) -> bool:
     """Whether a prediction reads every file of its data sets, and not what a sampler of the user chooses."""
-    combined = trainer.predict_loop._combined_loader  # noqa: SLF001  # see above
-    loaders = combined.flattened if combined is not None else []
     plain = (SequentialSampler, DistributedSampler)
-    return all(isinstance(getattr(loader, "sampler", None), plain) for loader in loaders)
+    return all(isinstance(getattr(loader, "sampler", None), plain) for loader in _loaders(trainer))
 
 
 def skip_unreadable(trainer: Trainer) -> list[Any]:
@@ -132,9 +137,8 @@ def skip_unreadable(trainer: Trainer) -> list[Any]:
         list: The data sets that were changed, for :func:`restore`.
     """
     loop = trainer.predict_loop
-    combined = loop._combined_loader  # noqa: SLF001  # Lightning has no public place to wrap a running loop's loaders
     loaders, changed = [], []
-    for loader in combined.flattened:
+    for loader in _loaders(trainer):
         if isinstance(loader, DataLoader) and files_of(loader.dataset) and _replaceable(loader.dataset):
             loader.dataset.__getitems__ = ReadableItems(loader.dataset)
             loader.collate_fn = CollateSome(loader.collate_fn)
@@ -143,7 +147,7 @@ def skip_unreadable(trainer: Trainer) -> list[Any]:
         else:
             loaders.append(loader)
     if changed:
-        combined.flattened = loaders
+        getattr(loop, COMBINED_LOADER).flattened = loaders
         # Workers, if there are any, hold copies of the data sets as they were.
         loop.reset()
     return changed
@@ -168,7 +172,7 @@ def name_unreadable(trainer: Trainer, stage: str) -> list[Any]:
     changed = []
     for loop in loops.get(stage, ()):
         # No public name says before the first batch what a run is going to read.
-        given = loop._data_source.instance  # noqa: SLF001
+        given = getattr(getattr(loop, DATA_SOURCE, None), "instance", None)
         for source in CombinedLoader(given, "sequential").flattened if given is not None else []:
             # A data loader of the user, or a data module.
             for name in ("dataset", "train_data", "val_data", "test_data"):

@@ -19,7 +19,8 @@ from safetensors.torch import save
 
 from anomalib_fbclip import FBCLIP, FiSeCLIP
 from anomalib_fbclip.adapted import adapter_file as adapters
-from anomalib_fbclip.clip.build import EMBEDDED, build_from_openai_state_dict, read_weights
+from anomalib_fbclip.clip.build import EMBEDDED, read_weights
+from anomalib_fbclip.clip.openai import build_from_openai_state_dict
 from anomalib_fbclip.host.unreadable import read_picture
 
 if TYPE_CHECKING:

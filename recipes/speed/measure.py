@@ -85,7 +85,7 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
         with torch.enable_grad():
             scores = model.score(images, tokens=known)
             anomaly_map = model.upsample(scores.grid_map, size, sigma=0)
-            loss_of(scores.pred_score, anomaly_map, scores.loss_terms["similarity"], labels, masks)["total"].backward()
+            loss_of(scores.pred_score, anomaly_map, labels=labels, masks=masks, **scores.loss_terms)["total"].backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         model.eval()

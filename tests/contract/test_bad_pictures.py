@@ -221,7 +221,7 @@ def test_normal_pictures_for_memory_and_thresholds(model, engine, tmp_path, capl
     assert f"{root / 'a.png'}: image file is truncated" in caplog.text
     assert "convert it to 8 bit" in caplog.text
     (root / "b.png").unlink()
-    with pytest.raises(ValueError, match="holds no picture that can be read"):
+    with pytest.raises(ValueError, match="holds no image that can be read"):
         model().calibrate(root)
 
 

@@ -85,7 +85,7 @@ def test_the_command_writes_thresholds_into_an_adapter(model, normal, tmp_path, 
     small = model(weights=None, views=["id"], image_size=64).save_adapter(tmp_path / "a.safetensors", epoch=3)
     path = tmp_path / "b.safetensors"
     assert main(["calibrate", str(small), str(normal), "--rate", "0.2", "--output", str(path)]) == 0
-    assert "from 12 normal pictures. False-alarm rate to expect 0.154" in capsys.readouterr().out
+    assert "from 12 normal images. False-alarm rate to expect 0.154" in capsys.readouterr().out
     metadata = adapters.read(path)[1]
     assert (metadata["epoch"], metadata["views"], metadata["image_size"]) == (3, ["id"], 64)
     assert model(weights=path, views=["id"], image_size=64).thresholds == metadata["thresholds"]
@@ -152,7 +152,7 @@ def test_arguments_are_checked(arguments: dict, message: str, model) -> None:
 
 
 def test_a_source_without_pictures_is_named(model, normal, tmp_path) -> None:
-    with pytest.raises(ValueError, match="no picture that can be read"):
+    with pytest.raises(ValueError, match="no image that can be read"):
         model(normal_source=normal / "notes.png").calibrate_once()
     later = model(normal_source=tmp_path / "later")
     with pytest.raises(FileNotFoundError, match="later"):

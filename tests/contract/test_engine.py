@@ -4,7 +4,6 @@
 """FBCLIP through the host's engine: train, test, predict, checkpoints, adapters, exports."""
 
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
@@ -136,22 +135,6 @@ def test_zero_shot_needs_no_training_and_test_may_come_before_train(model, surfa
     engine().train(model(), datamodule=surfaces())
     latest = next((tmp_path / "results").rglob("latest"))
     assert latest.is_symlink()
-
-
-def test_predict_gives_scores_labels_maps_and_masks_without_validation_data(model, surfaces, engine, tmp_path) -> None:
-    data = surfaces()
-    data.setup()
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for index, path in enumerate(data.test_data.samples.image_path):
-        shutil.copy(path, folder / f"{index}.png")
-    batches = engine().predict(model(), data_path=folder)
-    assert len(batches) == 8
-    for batch in batches:
-        assert 0 <= float(batch.pred_score) <= 1
-        assert bool(batch.pred_label) == (float(batch.pred_score) > 0.5)
-        assert batch.pred_mask.dtype == torch.bool
-        assert batch.anomaly_map.shape[-2:] == (56, 56)
 
 
 def test_normal_images_alone_train_with_synthetic_anomalies_and_say_so(model, surfaces, engine, caplog) -> None:

@@ -58,7 +58,7 @@ def test_pictures_of_the_train_split_join_the_score_and_a_checkpoint_carries_the
         again = engine().test(loaded, datamodule=surfaces(), ckpt_path=tmp_path / "few.ckpt")
         assert torch.equal(loaded.model.memory.tokens, few.model.memory.tokens)
         assert again[0]["pixel_AUROC"] == pytest.approx(results[0]["pixel_AUROC"], abs=1e-4)
-    with pytest.raises(ValueError, match="3 normal pictures: give k_shot=3"):
+    with pytest.raises(ValueError, match="3 normal images: give k_shot=3"):
         engine().test(model(), datamodule=surfaces(), ckpt_path=tmp_path / "few.ckpt")
 
 
@@ -104,7 +104,7 @@ def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, fo
     first = few.calibrate(folder)
     # Pictures of the memory would find themselves in it.
     assert first["pictures"] == 1
-    assert "2 of the 3 pictures of normal_source are in the few-shot memory" in caplog.text
+    assert "2 of the 3 images of normal_source are in the few-shot memory" in caplog.text
     with pytest.raises(ValueError, match="is not in the few-shot memory"):
         model(k_shot=3, few_shot_source=folder).calibrate(folder)
     assert few.model.memory.num_images == 2

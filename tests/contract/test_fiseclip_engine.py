@@ -6,13 +6,9 @@
 import json
 import logging
 import shutil
-import sys
 
 import pytest
 import torch
-from anomalib import LearningType
-from anomalib.cli import AnomalibCLI
-from anomalib.models import get_model, list_models
 
 from anomalib_fbclip import FiSeCLIP
 
@@ -34,23 +30,13 @@ def _pixels(batches):
     return torch.cat([batch.anomaly_map.flatten() for batch in batches])
 
 
-def test_train_trains_nothing_and_ends_with_metrics_and_pictures(surfaces, engine, tmp_path, caplog) -> None:
-    model = FiSeCLIP(**TINY, metrics="full")
-    assert model.learning_type is LearningType.ZERO_SHOT
+def test_each_run_begins_without_the_images_of_the_one_before(surfaces, engine, caplog) -> None:
+    model = FiSeCLIP(**TINY)
     assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    before = model.model.clip.fingerprint()
     with caplog.at_level(logging.INFO):
-        results = engine().train(model, datamodule=surfaces())
-    assert model.model.clip.fingerprint() == before
-    assert model.trainer.global_step == 0
-    expected = {f"{level}_{name}" for level in ("image", "pixel") for name in ("AUROC", "AUPR", "F1Max")}
-    assert results[0].keys() == expected | {"pixel_AUPRO"}
-    assert all(0 <= value <= 1 for value in results[0].values())
-    assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
+        results = engine().test(model, datamodule=surfaces())
     assert "Prompts speak of: wood" in caplog.text
-    # Each run starts without the images of the one before: a second test gives the very same numbers.
-    again = engine().test(model, datamodule=surfaces())
-    assert again[0] == pytest.approx(results[0], abs=1e-6)
+    assert engine().test(model, datamodule=surfaces())[0] == pytest.approx(results[0], abs=1e-6)
 
 
 def test_categories_of_one_data_module_are_matched_each_by_itself(surfaces, engine) -> None:
@@ -131,28 +117,6 @@ def test_normal_pictures_set_the_thresholds_and_are_no_references(surfaces, engi
         fixed.calibrate(normal / "0.png")
     with pytest.raises(ValueError, match="bank_size=0"):
         FiSeCLIP(**TINY, normal_source=normal, bank_size=0)
-
-
-def test_the_host_knows_it_by_name(tmp_path) -> None:
-    assert "fi_se_c_l_i_p" in list_models()
-    assert isinstance(get_model("fise_clip", backbone="tiny"), FiSeCLIP)
-    config = {"class_path": "FiSeCLIP", "init_args": {"backbone": "tiny", "neighbourhoods": [1, 3]}}
-    assert get_model(config).model.neighbourhoods == (1, 3)
-    arguments = ["--model.backbone", "tiny", "--model.feature_layers", "[4,8]", "--data", "ProceduralSurfaces"]
-    for command in ("train", "test", "predict"):
-        line = [command, "--model", "FiSeCLIP", *arguments, "--default_root_dir", str(tmp_path)]
-        cli = AnomalibCLI(line, run=False)
-        assert cli.model.model.feature_layers == (4, 8)
-
-
-def test_test_from_the_command_line(surfaces_root, tmp_path, monkeypatch, capsys) -> None:
-    line = ["anomalib", "test", "--model", "FiSeCLIP", "--model.backbone", "tiny", "--model.image_size", "56"]
-    line += ["--data", "ProceduralSurfaces", "--data.root", str(surfaces_root), "--data.image_size", "56"]
-    line += ["--data.num_train", "8", "--data.num_test", "8", "--default_root_dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", line)
-    AnomalibCLI()
-    assert "image_AUROC" in capsys.readouterr().out
-    assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
 
 
 def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, normal, tmp_path, caplog) -> None:

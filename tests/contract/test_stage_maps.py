@@ -90,5 +90,5 @@ def test_the_record_is_the_model_s_own_and_every_ablation_can_be_drawn(arguments
 def test_what_it_cannot_draw_is_refused(surfaces, engine):
     with pytest.raises(ValueError, match="num_images=0"):
         StageMaps(num_images=0)
-    with pytest.raises(TypeError, match="Padim: leave it out"):
+    with pytest.raises(TypeError, match="Padim has none: leave it out"):
         engine(callbacks=[StageMaps()]).fit(Padim(pre_trained=False), datamodule=surfaces())

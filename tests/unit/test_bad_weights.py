@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.adapted.normal_memory import NormalMemory
-from anomalib_fbclip.clip.build import EMBEDDED, build_from_openai_state_dict, load_clip, read_weights
+from anomalib_fbclip.clip.build import EMBEDDED, load_clip, read_weights
+from anomalib_fbclip.clip.openai import build_from_openai_state_dict
 from anomalib_fbclip.host.checkpoints import NamingCheckpointIO
 
 BACKBONE = "ViT-B-32"

@@ -5,6 +5,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module, metadata
 
 import anomalib.models
@@ -41,7 +42,7 @@ def test_a_model_that_has_lost_its_mind_is_a_failure(monkeypatch):
 
     def upside_down(self, images, *args):
         scores = score(self, images, *args)
-        return scores._replace(pred_score=1 - scores.pred_score)
+        return replace(scores, pred_score=1 - scores.pred_score)
 
     monkeypatch.setattr(FBCLIPModel, "score", upside_down)
     (finding,) = doctor.self_test()

@@ -14,8 +14,9 @@ import torch
 import yaml
 from huggingface_hub import constants
 
-from anomalib_fbclip import FBCLIP, hub
+from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.adapted import adapter_file as adapters
+from anomalib_fbclip.adapted import hub, sharing
 from anomalib_fbclip.commands.cli import main
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
@@ -133,7 +134,7 @@ def test_share_and_fetch_again(server, adapter, small_clip, tmp_path, capsys):
     assert "from 0.001 to 0.168" in card
     assert adapters.read(path)[1]["sha256"] in card
 
-    assert hub.share(path, "owner/name", results={"pixel_AUPRO": 0.87654}) == place
+    assert sharing.share(path, "owner/name", results={"pixel_AUPRO": 0.87654}) == place
     assert not server.created[1].get("private")
     assert server.created[1].get("visibility") != "private"
     card = server.files["/owner/name/resolve/main/README.md"].decode()
@@ -141,7 +142,7 @@ def test_share_and_fetch_again(server, adapter, small_clip, tmp_path, capsys):
     assert "license" not in yaml.safe_load(card.split("---")[1])
     results.write_text("only a heading\n")
     with pytest.raises(ValueError, match="heading and rows"):
-        hub.share(path, "owner/name", results=results)
+        sharing.share(path, "owner/name", results=results)
 
 
 def test_a_model_shares_itself_and_is_loaded_as_its_card_says(server):

@@ -1,12 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Procedural surfaces: pictures, exact masks and captions from a seed, without any file."""
+"""Procedural surfaces: images and exact masks from a seed, without any file."""
 
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import FAMILIES, TEST_ONLY_FAMILIES, TRAIN_FAMILIES, resolve
 from anomalib_fbclip.data.procedural.generator import Sample, generate
-from recipes.tiny_clip.captions import caption, kind_captions, prompt_pair, vocabulary_texts
 
 __all__ = [
     "FAMILIES",
@@ -14,10 +13,6 @@ __all__ = [
     "TEST_ONLY_FAMILIES",
     "TRAIN_FAMILIES",
     "Sample",
-    "caption",
     "generate",
-    "kind_captions",
-    "prompt_pair",
     "resolve",
-    "vocabulary_texts",
 ]

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""From a seed to a picture, its mask and its captions."""
+"""From a seed to an image and its mask."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from anomalib_fbclip.common.arguments import argument_names
 from anomalib_fbclip.data.catalogue import BENCHMARKS, BY_NAME
 
 DATASETS = "./datasets"
@@ -111,7 +111,7 @@ def with_seed(model: ModelSpec, seed: int) -> dict[str, Any]:
     module, _, name = model.class_path.rpartition(".")
     with suppress(ImportError):
         model_class = getattr(import_module(module or "anomalib.models"), name, None)
-        if model_class is not None and "seed" in signature(model_class).parameters:
+        if model_class is not None and "seed" in argument_names(model_class):
             return {"seed": seed, **model.init_args}
     return dict(model.init_args)
 

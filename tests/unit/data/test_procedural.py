@@ -18,11 +18,11 @@ from anomalib_fbclip.data.procedural import (
     KINDS,
     TEST_ONLY_FAMILIES,
     TRAIN_FAMILIES,
-    captions,
     generate,
     resolve,
 )
 from anomalib_fbclip.data.procedural.cache import CacheSpec, draw, write_family
+from recipes.tiny_clip import captions
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,8 +5,10 @@
 
 import json
 import pickle
+import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from anomalib_fbclip.adapted import adapter_file as adapters
+from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +97,7 @@ def test_refusals(clip, small_clip, tmp_path, monkeypatch):
 
 def test_published_format(golden_model, tmp_path):
     model, path = golden_model(), tmp_path / "a.pth"
-    published = torch.load(Path(__file__).parents[2] / "golden" / "fbclip_reference_a.pth", weights_only=True)
+    published = safe_load.load(GOLDEN / "fbclip_reference_a.pth")
     weights = published["model_trainable_params"]
     for change, text in (
         ({"scale_weights": torch.full((6,), torch.nan)}, "NaN"),
@@ -106,6 +111,30 @@ def test_published_format(golden_model, tmp_path):
     refuse(model, path, "missing")
 
 
+@pytest.mark.parametrize("name", ["fbclip_reference_a.pth", "fbclip_reference_a_numpy1.pth"])
+def test_the_authors_files_of_both_numpy_versions(golden, golden_model, name):
+    metadata = (model := golden_model()).load_adapter(GOLDEN / name)
+    assert type(metadata["loss"]) is float
+    assert 0 < metadata["loss"] < 1
+    torch.testing.assert_close(model.text_features(), golden["expected.text_features"].reshape(2, -1))
+
+
+def test_the_authors_files_as_people_have_them(golden_model, tmp_path):
+    """Trained on several GPUs (``module.``), in half precision, under another suffix."""
+    model, published = golden_model(), safe_load.load(GOLDEN / "fbclip_reference_a.pth")
+    expected = {name: tensor.clone() for name, tensor in model.trained_state_dict().items()}
+    for key in ("prompt_learner", "model_trainable_params"):
+        published[key] = {
+            f"module.{name}": tensor.half() if tensor.is_floating_point() else tensor
+            for name, tensor in published[key].items()
+        }
+    for suffix in (".PTH", ".ckpt", ".pt"):
+        torch.save(published, tmp_path / f"a{suffix}")
+        model.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
+        model.load_adapter(tmp_path / f"a{suffix}")
+        torch.testing.assert_close(model.trained_state_dict(), expected, rtol=1e-3, atol=1e-6)
+
+
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("code from a file ran",))
@@ -113,10 +142,24 @@ class Bomb:
 
 def test_code_in_a_pickle_does_not_run(clip, tmp_path):
     path = tmp_path / "bomb.pth"
-    torch.save({"prompt_learner": Bomb(), "model_trainable_params": {}}, path)
-    refuse(build(clip), path, "cannot be used")
+    for content in (Bomb(), np.float32(0), np.zeros(2), Path("a"), torch.nn.Linear(1, 1)):
+        torch.save({"prompt_learner": content, "model_trainable_params": {}}, path)
+        refuse(build(clip), path, r"cannot be used: it holds [\w.]+, which is no tensor .* not run$")
     path.write_bytes(pickle.dumps(Bomb()))
     refuse(build(clip), path, "cannot be used")
+
+
+def test_no_message_advises_to_load_without_the_check(clip, tmp_path):
+    path = tmp_path / "a.pth"
+    for write in (
+        lambda: torch.save(Bomb(), path),
+        lambda: path.write_bytes(pickle.dumps(Bomb())),
+        lambda: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), path),
+    ):
+        write()
+        with pytest.raises(ValueError, match="cannot be used") as caught:
+            build(clip).load_adapter(path)
+        assert "weights_only" not in "".join(traceback.format_exception(caught.value))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -167,6 +210,11 @@ ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.l
         ({"thresholds": {**FIXED, "image": 2}}, "from 0 to 1"),
         ({"thresholds": {**FIXED, "pixel": float("nan")}}, "from 0 to 1"),
         ({"thresholds": {"image": 0.5, "pixel": 0.5}}, "origin"),
+        ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\].*expected three numbers"),
+        ({"std": [0.5, 0.5, "0.5"]}, "std=.*expected three numbers"),
+        ({"mean": 0.5}, "mean=0.5.*expected list"),
+        ({"mean": [0.5, 0.5, 0.5]}, r"mean: adapter \[0.5, 0.5, 0.5\], model \[0.48145466, 0.4578275, 0.40821073\]"),
+        ({"quick_gelu": False}, "quick_gelu: adapter False, model True"),
         ({"format_version": 3}, "upgrade"),
         ({"format": "another"}, "not an adapter"),
     ],
@@ -205,10 +253,20 @@ def test_random_metadata_is_refused_by_name_or_fits(clip, tmp_path, data):
     ],
 )
 def test_tensors_that_are_not_there(golden_model, tmp_path, tensor):
-    published = torch.load(Path(__file__).parents[2] / "golden" / "fbclip_reference_a.pth", weights_only=True)
+    published = safe_load.load(GOLDEN / "fbclip_reference_a.pth")
     trained = {**published["model_trainable_params"], "scale_weights": tensor}
     torch.save({**published, "model_trainable_params": trained}, tmp_path / "a.pth")
     refuse(golden_model(), tmp_path / "a.pth", r"a\.pth.*(scale_weights|cannot be used)")
+
+
+def test_files_that_do_not_say_are_read_as_for_openais_statistics(clip, tmp_path, monkeypatch):
+    tensors, metadata = adapters.read(adapters.save(build(clip), tmp_path / "a.safetensors"))
+    for key in ("mean", "std", "quick_gelu"):
+        del metadata[key]
+    path = _rewrite(tmp_path / "a.safetensors", tensors, metadata)
+    build(clip).load_adapter(path)
+    monkeypatch.setattr(clip, "std", (0.5, 0.5, 0.5))
+    refuse(build(clip), path, r"std: adapter \[0.26862954, 0.26130258, 0.27577711\], model \[0.5, 0.5, 0.5\]")
 
 
 def test_a_swapped_file_does_not_fit_another_backbone(clip, small_clip, tmp_path):

@@ -1,0 +1,276 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What anomalib's engine and command line do with every model of the package, and with one from outside."""
+
+import csv
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import anomalib.models
+import pytest
+import torch
+import toy
+from anomalib import LearningType
+from anomalib.cli import AnomalibCLI
+from anomalib.models import get_model, list_models
+from torch.testing import assert_close
+
+import anomalib_fbclip
+from anomalib_fbclip import StageMaps
+from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.adapted.lightning_model import AdaptedModule
+from anomalib_fbclip.commands import calibrate
+from anomalib_fbclip.pipelines.table.plan import make_plan
+from anomalib_fbclip.pipelines.table.run import run_plan
+from anomalib_fbclip.registration import MODELS
+
+anomalib.models.Toy = toy.Toy  # class_path in YAML and tables is looked up there
+
+CLASSES = {**{name: getattr(anomalib_fbclip, name) for name in MODELS}, "Toy": toy.Toy}
+ADAPTED = [name for name, model in CLASSES.items() if issubclass(model, AdaptedModule)]
+every_model = pytest.mark.parametrize("name", CLASSES)
+every_adapted_model = pytest.mark.parametrize("name", ADAPTED)
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory) -> dict[str, Path]:
+    """For each model an adapter that makes it zero-shot; what it learned does not matter here."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: CLASSES[name](backbone="tiny", weights=None, seed=11).save_adapter(folder / f"{name}.safetensors")
+        for name in ADAPTED
+    }
+
+
+@pytest.fixture(scope="module")
+def build(adapters):
+    def make(name, **arguments):
+        weights = {"weights": adapters[name]} if name in ADAPTED else {}
+        return CLASSES[name](**{"backbone": "tiny", "image_size": 56, **weights, **arguments})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def folder(surfaces, tmp_path_factory) -> Path:
+    """The eight normal images of the train split."""
+    data = surfaces()
+    data.setup()
+    path = tmp_path_factory.mktemp("images")
+    for index, file in enumerate(data.train_data.samples.image_path):
+        shutil.copy(file, path / f"{index}.png")
+    return path
+
+
+def maps_of(model, images=None):
+    images = torch.rand(3, 3, 56, 56, generator=torch.Generator().manual_seed(0)) if images is None else images
+    if hasattr(model.model, "reset"):
+        model.model.reset()
+    with torch.no_grad():
+        return model.eval()(images).anomaly_map
+
+
+@every_model
+def test_zero_shot_train_test_and_checkpoint(name, build, surfaces, engine, tmp_path) -> None:
+    model = build(name, metrics="full")
+    assert model.learning_type is LearningType.ZERO_SHOT
+    before = {key: tensor.clone() for key, tensor in model.model.state_dict().items()}
+    (results,) = engine().train(model, datamodule=surfaces())
+    assert model.trainer.global_step == 0
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.model.state_dict().items())
+    assert {"image_AUROC", "image_F1Max", "pixel_AUROC", "pixel_AUPRO"} <= results.keys()
+    assert all(0 <= value <= 1 for value in results.values())
+    assert len(list(tmp_path.rglob("images/**/*.png"))) == 8
+
+    path = tmp_path / "model.ckpt"
+    model.trainer.save_checkpoint(path)
+    stored = torch.load(path, weights_only=True)
+    assert not [key for key in stored["state_dict"] if ".clip." in key or key.startswith("evaluator")]
+    loaded = CLASSES[name].load_from_checkpoint(path)
+    assert_close(maps_of(loaded), maps_of(model))
+    (again,) = engine().test(build(name, metrics="full"), datamodule=surfaces(), ckpt_path=path)
+    assert again == pytest.approx(results, abs=1e-6)
+
+
+@every_adapted_model
+def test_training_moves_the_trained_part_and_its_adapter_gives_the_same_numbers(
+    name,
+    build,
+    surfaces,
+    engine,
+    tmp_path,
+) -> None:
+    model = build(name, weights=None, learning_rate=1e-3, max_epochs=1, metrics="full")
+    assert model.learning_type is LearningType.ONE_CLASS
+    before = {key: tensor.clone() for key, tensor in model.model.trained_state_dict().items()}
+    fingerprint = model.model.clip.fingerprint()
+    (results,) = engine().train(model, datamodule=surfaces(train_anomalous=True))
+    assert model.trainer.current_epoch == 1
+    assert model.model.clip.fingerprint() == fingerprint
+    after = model.model.trained_state_dict()
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in after.items())
+
+    (adapter,) = tmp_path.rglob("adapter.safetensors")
+    assert adapter_file.read(adapter)[1]["model"] == name
+    zero_shot = build(name, weights=adapter, metrics="full")
+    assert "ProceduralSurfaces" in zero_shot.source
+    (again,) = engine().test(zero_shot, datamodule=surfaces())
+    assert {key: again[key] for key in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")} == pytest.approx(
+        {key: results[key] for key in ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")},
+        abs=1e-4,
+    )
+
+
+@every_adapted_model
+def test_normal_images_alone_and_labels_alone_train_too(name, build, surfaces, engine) -> None:
+    only_normal = build(name, weights=None)
+    engine(max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(only_normal, datamodule=surfaces())
+    assert only_normal.supervision.value == "normal images only"
+    labels = torch.tensor([0, 1, 1])
+    scores = only_normal.model.train().score(torch.rand(3, 3, 56, 56))
+    arguments = {"pred_score": scores.pred_score, "anomaly_map": None, "labels": labels, "masks": None}
+    arguments["anomaly_map"] = only_normal.model.upsample(scores.grid_map, 56, 0)
+    assert only_normal.loss(**arguments, **scores.loss_terms)["total"].isfinite()
+
+
+@every_adapted_model
+def test_an_adapter_of_another_model_is_refused_with_both_names(name, build, adapters) -> None:
+    for other in set(ADAPTED) - {name}:
+        with pytest.raises(ValueError, match=f"made for the model {other}, this is {name}"):
+            build(name, weights=adapters[other])
+
+
+@every_adapted_model
+def test_the_literal_form_gives_the_same_maps(name, build) -> None:
+    assert_close(maps_of(build(name, literal=True)), maps_of(build(name)), rtol=0, atol=2e-5)
+
+
+@every_adapted_model
+def test_text_features_are_computed_once_and_again_when_a_parameter_changed(name, build, monkeypatch) -> None:
+    model = build(name).eval().model
+    calls, encode_text = [], model.encode_text
+    monkeypatch.setattr(model, "encode_text", lambda: calls.append(1) or encode_text())
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.rand(1, 3, 56, 56))
+        assert len(calls) == 1
+        next(parameter for parameter in model.parameters() if parameter.requires_grad).mul_(1.5)
+        model(torch.rand(1, 3, 56, 56))
+    assert len(calls) == 2
+
+
+@every_model
+def test_predict_gives_a_row_and_an_image_for_each_file(name, build, folder, engine, tmp_path) -> None:
+    batches = engine().predict(build(name, threshold=0.4), data_path=folder)
+    assert len(batches) == 8
+    for batch in batches:
+        assert 0 <= float(batch.anomaly_map.min()) <= float(batch.anomaly_map.max()) <= 1
+        assert bool(batch.pred_label) == (float(batch.pred_score) > 0.5)
+    (table,) = tmp_path.rglob("predictions.csv")
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == len(list(table.parent.rglob("*.png"))) == 8
+    assert all(0 <= float(row["score"]) <= 1 for row in rows)
+
+
+@every_model
+def test_normal_images_set_the_thresholds(name, build, folder, engine) -> None:
+    model = build(name, normal_source=folder, false_alarm_rate=0.3)
+    engine().predict(model, data_path=folder / "0.png")
+    assert model.thresholds["origin"] == "normal pictures"
+    assert model.thresholds["pictures"] == 8
+    assert model.thresholds["expected_rate"] == pytest.approx(2 / 9)
+
+
+@every_adapted_model
+def test_few_normal_images_join_the_score_and_stay_out_of_adapters(name, build, folder, engine, tmp_path) -> None:
+    few = build(name, k_shot=2, few_shot_source=folder)
+    assert few.learning_type is LearningType.FEW_SHOT
+    engine().predict(few, data_path=folder)
+    assert few.model.memory.num_images == 2
+    assert (maps_of(few) - maps_of(build(name))).abs().max() > 1e-3
+    tensors, metadata = adapter_file.read(few.save_adapter(tmp_path / "few.safetensors"))
+    assert not [key for key in tensors if "memory" in key]
+    assert metadata["thresholds"] is None
+
+
+@every_model
+def test_exports_agree_and_say_what_they_are(name, build, engine, tmp_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    light = {"weights": None, "feature_layers": [1]} if name in ADAPTED else {"matching": False}
+    model = build(name, **light).eval()
+    images = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    expected = maps_of(model, images)
+    path = engine().export(model, "torch", export_root=tmp_path)
+    loaded = torch.load(path, weights_only=False)["model"]
+    assert loaded.export_metadata["model"] == name
+    assert_close(maps_of(loaded, images), expected)
+    path = engine().export(model, "onnx", export_root=tmp_path, input_size=(56, 56))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["model"]) == name
+    outputs = [output.name for output in session.get_outputs()]
+    found = dict(zip(outputs, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
+    assert_close(torch.tensor(found["anomaly_map"]).reshape(expected.shape), expected, rtol=0, atol=1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("command", ["train", "fit", "validate", "test", "predict", "export"])
+def test_every_command_of_the_cli_takes_the_model(name, command, tmp_path) -> None:
+    for path in (name, f"{CLASSES[name].__module__}.{name}"):
+        words = [command, "--model", path, "--model.backbone", "tiny", "--default_root_dir", str(tmp_path)]
+        if command == "export":
+            words += ["--export_type", "torch"]
+        else:
+            words += ["--data", "ProceduralSurfaces", "--data.category", "wood"]
+        assert isinstance(AnomalibCLI(words, run=False).model, CLASSES[name])
+
+
+@every_model
+def test_get_model_takes_it_by_name_and_by_dictionary(name) -> None:
+    assert name in list_models(case="pascal")
+    assert isinstance(get_model(name, backbone="tiny"), CLASSES[name])
+    config = {"class_path": name, "init_args": {"backbone": "tiny", "feature_layers": [2, 8]}}
+    arguments = {**config["init_args"], "weights": None} if name in ADAPTED else config["init_args"]
+    assert get_model({**config, "init_args": arguments}).model.feature_layers == (2, 8)
+
+
+@every_adapted_model
+def test_stages_are_recorded_and_drawn(name, build, surfaces, engine, tmp_path) -> None:
+    model = build(name).eval()
+    prediction, stages = model.model(torch.rand(2, 3, 56, 56), return_stages=True)
+    assert_close(stages.anomaly_map_smoothed, prediction.anomaly_map)
+    assert stages.anomaly_map_grid.shape == (2, 7, 7)
+    for group in stages.panels():
+        assert len(group.grids) == len(group.columns) * len(model.model.feature_layers)
+    engine(callbacks=[StageMaps(num_images=1)]).test(model, datamodule=surfaces())
+    assert len(list(tmp_path.rglob("stages/**/*.png"))) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTED if name in MODELS])
+def test_the_calibrate_command(name, adapters, folder, tmp_path, capsys) -> None:
+    words = [str(adapters[name]), str(folder), "--rate", "0.3", "--output", str(tmp_path / "c.safetensors")]
+    assert calibrate.main(words) == 0, capsys.readouterr().err
+    assert adapter_file.read(tmp_path / "c.safetensors")[1]["thresholds"]["pictures"] == 8
+
+
+def test_a_table_has_a_row_for_each_model(adapters, tmp_path, surfaces_root) -> None:
+    rows = []
+    for name in CLASSES:
+        weights = {"weights": str(adapters[name])} if name in ADAPTED else {}
+        rows.append({"class_path": name, "init_args": {"backbone": "tiny", "image_size": 56, **weights}})
+    data = {"root": str(surfaces_root), "image_size": 56, "num_train": 8, "num_test": 8}
+    datasets = [{"class_path": "ProceduralSurfaces", "init_args": data, "categories": ["wood"]}]
+    results = {}
+    plan = make_plan({"models": rows, "datasets": datasets}, str(tmp_path))
+    failed = run_plan(plan, lambda cell, result, _: results.update({cell.model.name: result}))
+    assert not failed
+    assert len(results) == len(CLASSES)
+    assert all(0 <= result["metrics"]["pixel_AUPRO"] <= 100 for result in results.values())
+
+
+def test_each_registered_class_is_where_the_table_says() -> None:
+    for name, module in anomalib_fbclip.registration.EXPORTS.items():
+        assert getattr(import_module(module), name) is getattr(anomalib_fbclip, name)
