@@ -48,6 +48,9 @@ def read_module_tensors(path: str | Path, packages: Sequence[str] = ()) -> dict[
     try:
         with zipfile.ZipFile(path) as archive:
             module = _Unpickler(_Archive(archive), tuple(packages)).load()
+    except _RefusedError as error:
+        msg = f"{path.name!r} {error}; nothing of it was run"
+        raise ValueError(msg) from None
     except zipfile.BadZipFile as error:
         msg = f"{path.name!r} is no file of torch.save, or it was cut off ({error})"
         raise ValueError(msg) from error
@@ -60,6 +63,10 @@ def read_module_tensors(path: str | Path, packages: Sequence[str] = ()) -> dict[
     tensors: dict[str, torch.Tensor] = {}
     _collect(module, "", tensors, _DEEPEST)
     return tensors
+
+
+class _RefusedError(Exception):
+    """A pickle asks for more than tensors and holders."""
 
 
 class _Archive:
@@ -113,8 +120,8 @@ class _Rebuild:
         return source.as_strided(size, stride, offset)
 
     def __setstate__(self, state: object) -> NoReturn:
-        msg = "the pickle alters what builds its tensors"
-        raise pickle.UnpicklingError(msg)
+        msg = "alters what builds its tensors"
+        raise _RefusedError(msg)
 
 
 class _Unpickler(pickle.Unpickler):  # noqa: S301
@@ -140,8 +147,8 @@ class _Unpickler(pickle.Unpickler):  # noqa: S301
         if module.startswith("torch.nn.modules.") or module in self.packages:
             # A class of its own for each name: what one file does to it, no other file sees.
             return type(name, (_Holder,), {})
-        msg = f"it names {module}.{name}, which no tensor needs; nothing of it was run"
-        raise pickle.UnpicklingError(msg)
+        msg = f"names {module}.{name}, which no tensor needs"
+        raise _RefusedError(msg)
 
     def persistent_load(self, pid: Any) -> torch.Tensor:  # noqa: ANN401  # a name in the file
         kind, dtype, key, _, count = pid

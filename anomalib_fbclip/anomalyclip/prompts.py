@@ -30,6 +30,8 @@ class DeepPromptLearner(PromptLearner):
         ValueError: If an argument does not fit the text tower.
     """
 
+    deep_prompts: nn.Parameter | None
+
     def __init__(self, clip: FrozenCLIP, n_ctx: int, depth: int, deep_tokens: int) -> None:
         super().__init__(clip, n_ctx, STATES)
         if not 1 <= depth <= clip.num_text_layers:
@@ -38,17 +40,10 @@ class DeepPromptLearner(PromptLearner):
         if not 1 <= deep_tokens < clip.context_length:
             msg = f"deep_tokens={deep_tokens}: choose between 1 and {clip.context_length - 1}."
             raise ValueError(msg)
-        self.deep_prompts = nn.Parameter(0.02 * torch.randn(depth - 1, deep_tokens, clip.text_width))
-
-    @property
-    def depth(self) -> int:
-        """Blocks whose input holds learnable tokens."""
-        return len(self.deep_prompts) + 1
-
-    @property
-    def deep_tokens(self) -> int:
-        """Learnable tokens before each deeper block."""
-        return self.deep_prompts.shape[1]
+        self.depth = depth
+        self.deep_tokens = deep_tokens
+        deep = nn.Parameter(0.02 * torch.randn(depth - 1, deep_tokens, clip.text_width)) if depth > 1 else None
+        self.register_parameter("deep_prompts", deep)
 
     def replace(self, block: int, tokens: torch.Tensor) -> torch.Tensor:
         """Put the learnable tokens of a block in the place of those behind the start of text.
@@ -60,7 +55,7 @@ class DeepPromptLearner(PromptLearner):
         Returns:
             torch.Tensor: ``[2, 77, W]``.
         """
-        if not 2 <= block <= self.depth:
+        if self.deep_prompts is None or not 2 <= block <= self.depth:
             return tokens
         learned = self.deep_prompts[block - 2].to(tokens.dtype).expand(len(tokens), -1, -1)
         return torch.cat((tokens[:, :1], learned, tokens[:, 1 + self.deep_tokens :]), dim=1)
