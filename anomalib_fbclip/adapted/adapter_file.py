@@ -53,8 +53,8 @@ Reader = Callable[[Any, Path], tuple[dict[str, torch.Tensor], AdapterMetadata] |
 """Content of a file and its path -> tensors under the model's names and metadata; ``None``: another format."""
 
 _READERS: dict[str, Reader] = {}
-_SEVERAL_FILES: dict[str, str] = {}
-"""Formats of several files: pattern of the file to give -> pattern of those that belong to it."""
+_TWO_FILES: dict[str, str] = {}
+"""Formats of two files: how the name of the one to give ends -> how the other's does."""
 
 
 def register_reader(
@@ -66,14 +66,14 @@ def register_reader(
 
     Args:
         model: The model's :attr:`AdaptedCLIP.model_name`.
-        main_file: Where weights are several files: pattern of the one to give, which is also looked for in a folder.
-        beside: Pattern of those that the reader finds beside it.
+        main_file: Where weights are two files: how the name of the one to give ends; it is also looked for in a folder.
+        beside: How the name of the other one ends, which the reader finds beside it.
     """
 
     def register(reader: Reader) -> Reader:
         _READERS[model] = reader
         if main_file is not None and beside is not None:
-            _SEVERAL_FILES[main_file] = beside
+            _TWO_FILES[main_file] = beside
         return reader
 
     return register
@@ -185,8 +185,15 @@ def _exists(path: Path) -> bool:
 
 
 def resolve(path: str | Path) -> Path:
-    """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache."""
-    return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path).expanduser()
+    """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache, and what belongs to it."""
+    place = str(path)
+    if not place.startswith(hub.SCHEME):
+        return Path(path).expanduser()
+    _import_readers()
+    for main_file, beside in _TWO_FILES.items():
+        if place.endswith(main_file):
+            hub.download(place.removesuffix(main_file) + beside)
+    return hub.download(place)
 
 
 def backbone_name(metadata: AdapterMetadata) -> str | None:
@@ -248,8 +255,7 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 
 
 def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
-    for module in PUBLISHED_FORMATS:
-        import_module(module)
+    _import_readers()
     path = _main_file(path)
     loaded = safe_load.load(path)
     for model, reader in _READERS.items():
@@ -262,18 +268,24 @@ def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadat
     raise ValueError(msg)
 
 
+def _import_readers() -> None:
+    for module in PUBLISHED_FORMATS:
+        import_module(module)
+
+
 def _main_file(path: Path) -> Path:
-    """The file to read where published weights are several files, or a folder of them."""
+    """The file to read where published weights are two files, or a folder of them."""
     if path.is_dir():
-        found = sorted(file for pattern in _SEVERAL_FILES for file in path.glob(pattern))
+        found = sorted(file for main_file in _TWO_FILES for file in path.glob(f"*{main_file}"))
         if len(found) != 1:
             names = [file.name for file in found]
-            msg = f"it is a folder with {names or 'none'} of {list(_SEVERAL_FILES)}: give one file"
+            wanted = [f"*{main_file}" for main_file in _TWO_FILES]
+            msg = f"it is a folder with {names or 'none'} of {wanted}: give one file"
             raise ValueError(msg)
         return found[0]
-    for main_file, beside in _SEVERAL_FILES.items():
-        if path.match(beside):
-            msg = f"it is one of two files: give the other, {main_file}, which finds it"
+    for main_file, beside in _TWO_FILES.items():
+        if path.name.endswith(beside):
+            msg = f"it is one of two files: give the other, *{main_file}, which finds it"
             raise ValueError(msg)
     return path
 

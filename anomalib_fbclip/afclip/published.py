@@ -22,7 +22,7 @@ _NAMES = {
 }
 
 
-@register_reader("AFCLIP", main_file="*prompt.pt", beside="*adaptor.pt")
+@register_reader("AFCLIP", main_file="prompt.pt", beside="adaptor.pt")
 def read_published(loaded: Any, path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata] | None:  # noqa: ANN401
     """Tensors under our names, and the sizes that they imply; ``None`` for a file of another format.
 

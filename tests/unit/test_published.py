@@ -127,14 +127,19 @@ def build(clip, seed=0):
     return AFCLIPModel(clip, feature_layers=(1, 3), n_ctx=3).eval()
 
 
-def test_prompt_file_or_folder(clip, tmp_path):
+def test_prompt_file_or_folder_or_hub(clip, tmp_path, monkeypatch):
     model, images = build(clip), torch.randn(1, 3, 32, 32)
     path = write_afclip(model, tmp_path / "weight", "visa")
-    for place in (path, path.parent):
+    fetched = []
+    fetch = "anomalib_fbclip.adapted.hub.hf_hub_download"
+    monkeypatch.setattr(fetch, lambda _, name, **__: fetched.append(name) or tmp_path / name)
+    for place in (path, path.parent, "hf://owner/repo/weight/visa_prompt.pt"):
         other = build(clip, seed=1)
         metadata = other.load_adapter(place)
         assert (metadata["model"], metadata["n_ctx"]) == ("AFCLIP", 3)
         assert torch.equal(other(images).anomaly_map, model(images).anomaly_map)
+
+    assert set(fetched) == {"weight/visa_prompt.pt", "weight/visa_adaptor.pt"}
 
     with pytest.raises(ValueError, match=r"visa_adaptor\.pt.*one of two files: give the other, \*prompt\.pt"):
         model.load_adapter(path.with_name("visa_adaptor.pt"))

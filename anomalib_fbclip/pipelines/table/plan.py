@@ -18,7 +18,7 @@ from anomalib_fbclip.common.arguments import argument_names
 from anomalib_fbclip.data.catalogue import BENCHMARKS, BY_NAME
 
 DATASETS = "./datasets"
-PUBLISHED_NAMES = {"FBCLIP": "FB-CLIP", "WinClip": "WinCLIP"}
+PUBLISHED_NAMES = {"AFCLIP": "AF-CLIP", "AnomalyCLIP": "AnomalyCLIP", "FBCLIP": "FB-CLIP", "WinClip": "WinCLIP"}
 _MODEL_KEYS = {"name", "class_path", "init_args", "auxiliary", "per_dataset", "published"}
 _DATA_KEYS = {"name", "class_path", "init_args", "categories"}
 _TABLE_KEYS = {"models", "datasets", "seed", "results", "accelerator", "pictures", "loader"}
