@@ -28,7 +28,8 @@ class AdapterCheckpoint(Callback):
         ValueError: If the file name does not end in ``.safetensors``.
 
     Example:
-        >>> engine = Engine(callbacks=[AdapterCheckpoint(filename="epoch-{epoch}.safetensors")])  # doctest: +SKIP
+        >>> from anomalib.engine import Engine
+        >>> engine = Engine(callbacks=[AdapterCheckpoint(filename="epoch-{epoch}.safetensors")])
     """
 
     def __init__(self, dirpath: str | Path | None = None, filename: str = "adapter.safetensors") -> None:

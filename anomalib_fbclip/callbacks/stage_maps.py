@@ -46,7 +46,8 @@ class StageMaps(Callback):
         TypeError: When the run starts, if the model has no record of stages.
 
     Example:
-        >>> engine = Engine(callbacks=[StageMaps(num_images=4, pattern="*/crack/*")])  # doctest: +SKIP
+        >>> from anomalib.engine import Engine
+        >>> engine = Engine(callbacks=[StageMaps(num_images=4, pattern="*/crack/*")])
     """
 
     def __init__(

@@ -42,8 +42,11 @@ class FrozenCLIP(nn.Module):
         ValueError: If ``image_size`` is not a positive multiple of the patch size, or absurdly large.
 
     Example:
-        >>> clip = FrozenCLIP.from_state_dict(torch.load("ViT-L-14.pt"), image_size=518)  # doctest: +SKIP
-        >>> tokens = clip.encode_image(images, layers=(6, 12, 24))  # doctest: +SKIP
+        >>> from anomalib_fbclip.clip import load_clip
+        >>> clip = load_clip("tiny", image_size=64)
+        >>> tokens = clip.encode_image(torch.zeros(1, 3, 64, 64), layers=(4, 8))
+        >>> [tuple(layer.shape) for layer in tokens]
+        [(1, 65, 128), (1, 65, 128)]
     """
 
     def __init__(

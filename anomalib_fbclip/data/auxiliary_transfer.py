@@ -48,7 +48,9 @@ class AuxiliaryTransfer(AnomalibDataModule):
             pictures of the same content, of which one is named.
 
     Example:
-        >>> data = AuxiliaryTransfer("MVTecAD", "Visa", source_category="all")  # doctest: +SKIP
+        >>> data = AuxiliaryTransfer("MVTecAD", "Visa", source_category="all")
+        >>> len(data.sources), len(data.targets)
+        (15, 1)
     """
 
     def __init__(

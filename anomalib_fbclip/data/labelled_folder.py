@@ -171,7 +171,7 @@ class LabelledFolder(TestOnlyDataModule):
 
     Example:
         >>> from anomalib_fbclip import LabelledFolder
-        >>> data = LabelledFolder("parts", "good", ["scratch", "dent"], mask_dir="masks")  # doctest: +SKIP
+        >>> data = LabelledFolder("parts", "good", ["scratch", "dent"], mask_dir="masks")
     """
 
     def __init__(

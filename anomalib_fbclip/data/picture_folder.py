@@ -28,7 +28,8 @@ class PictureFolder(PredictDataset):
 
     Example:
         >>> from anomalib_fbclip import PictureFolder
-        >>> Engine().predict(model, dataset=PictureFolder("parts/new"))  # doctest: +SKIP
+        >>> len(PictureFolder("docs"))
+        1
     """
 
     def __init__(self, path: str | Path, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:

@@ -57,7 +57,7 @@ def prepare(datamodule: AnomalibDataModule) -> None:
     except URLError as error:
         msg = (
             f"{datamodule.name} is not in {str(getattr(datamodule, 'root', '?'))!r} and could not be downloaded "
-            f"({error.reason}): put it there, or say where it is (root). docs/datasets tells the layout."
+            f"({error.reason}): put it there, or say where it is (root). docs/datasets has the layout."
         )
         raise ConnectionError(msg) from error
 

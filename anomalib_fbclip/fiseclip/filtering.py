@@ -1,7 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The text side: probabilities of patches, refined within the image, decide what may serve as a reference."""
+"""The text side (FiSeCLIP, https://arxiv.org/abs/2507.11003; our reading, see the README beside this file).
+
+Probabilities of patches, refined within the image, decide what may serve as a reference. Axes: B images, L patches, d
+width of the joint space. The literal forms are fast as they are.
+"""
 
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses

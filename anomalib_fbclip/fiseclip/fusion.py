@@ -1,7 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Matching and text put together: distances weighted by the text, and a scale on which 0.5 is a usable threshold."""
+"""Matching and text together (FiSeCLIP, https://arxiv.org/abs/2507.11003; our reading, see the README beside).
+
+Distances weighted by the text, and a scale on which 0.5 is a usable threshold. Axes: B images, P images of batch and
+bank, L patches. The literal forms are fast as they are.
+"""
 
 import torch
 

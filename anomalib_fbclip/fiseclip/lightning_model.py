@@ -52,6 +52,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: Weight of the class token's text probability in the image score, in [0, 1].
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
+        literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.CLIPModule`. ``normal_source`` is a folder of two
             images or more here: they serve the thresholds alone, each is scored by the others, and they are no
             references of the images of a run.
@@ -63,9 +64,9 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
 
     Example:
-        >>> from anomalib.engine import Engine
-        >>> from anomalib_fbclip import FiSeCLIP, ProceduralSurfaces
-        >>> Engine().test(FiSeCLIP(backbone="tiny"), datamodule=ProceduralSurfaces(category="wood"))  # doctest: +SKIP
+        >>> from anomalib_fbclip import FiSeCLIP
+        >>> FiSeCLIP(backbone="tiny").learning_type
+        <LearningType.ZERO_SHOT: 'zero_shot'>
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         class_weight: float = 0.3,
         deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
+        literal: bool = False,
         **kwargs,
     ) -> None:
         super().__init__(backbone=backbone, pretrained=pretrained, **kwargs)
@@ -111,6 +113,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             class_weight=class_weight,
             deviations=deviations,
             smoothing_sigma=smoothing_sigma,
+            literal=literal,
         )
         self._category = DEFAULT_CLASS
         self._categories: dict[str, str] = {}

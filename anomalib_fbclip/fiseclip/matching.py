@@ -1,7 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Matching: how far each patch is from the nearest reference patch of every other image."""
+"""Matching within a batch (FiSeCLIP, https://arxiv.org/abs/2507.11003; our reading, see the README beside this file).
+
+How far each patch is from the nearest reference patch of every other image. Axes: B images of the batch, M earlier
+images, R = B + M references, L patches in raster order, D width of the visual tokens.
+"""
 
 import math
 
@@ -39,15 +43,46 @@ def neighbourhood_average(patches: torch.Tensor, size: int) -> torch.Tensor:
     return F.normalize(plane.flatten(2).transpose(1, 2), dim=-1)
 
 
+def nearest_distance(patches: torch.Tensor, reference: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Distance (1 - cosine) / 2 of each patch to the nearest kept patch of one other image.
+
+    Args:
+        patches: Unit vectors of one image ``[L, D]``.
+        reference: Unit vectors of another image ``[L, D]``.
+        kept: What may serve as a reference ``[L]``.
+
+    Returns:
+        torch.Tensor: ``[L]`` in [0, 1].
+    """
+    return (1 - (patches @ reference[kept].T).amax(dim=-1)).clamp(min=0) / 2
+
+
+def nearest_distances_literal(
+    patches: torch.Tensor,
+    kept: torch.Tensor,
+    bank_patches: torch.Tensor,
+    bank_kept: torch.Tensor,
+) -> torch.Tensor:
+    """:func:`nearest_distance` of each image to each other one; arguments and result as :func:`nearest_distances`."""
+    references, allowed = torch.cat((patches, bank_patches)), torch.cat((kept, bank_kept))
+    distances = patches.new_full((len(patches), len(references), patches.shape[1]), torch.inf)
+    for query, own in enumerate(patches):
+        for number, (reference, mask) in enumerate(zip(references, allowed, strict=True)):
+            if number != query:
+                distances[query, number] = nearest_distance(own, reference, mask)
+    return distances
+
+
 def nearest_distances(
     patches: torch.Tensor,
     kept: torch.Tensor,
     bank_patches: torch.Tensor,
     bank_kept: torch.Tensor,
 ) -> torch.Tensor:
-    """Distance (1 - cosine) / 2 of every patch to the nearest kept patch of each other image.
+    """Fast form of :func:`nearest_distances_literal`.
 
-    Each pair of images of the batch is multiplied once and read in both directions.
+    Cosines are symmetric, so each pair of images of the batch is multiplied once and read in both directions. Several
+    references go through one product, as many as :data:`BLOCK_ELEMENTS` admits.
 
     Args:
         patches: Unit vectors of the batch ``[B, L, D]``.

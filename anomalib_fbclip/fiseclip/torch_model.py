@@ -17,7 +17,13 @@ from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_mat
 from .bank import Reference, ReferenceBank, content_keys
 from .filtering import abnormal_probability, is_exporting, reference_mask, refine
 from .fusion import image_score, normal_limit, to_probability, weigh_by_text
-from .matching import mean_of_smallest, nearest_distances, neighbourhood_average, relative_neighbourhoods
+from .matching import (
+    mean_of_smallest,
+    nearest_distances,
+    nearest_distances_literal,
+    neighbourhood_average,
+    relative_neighbourhoods,
+)
 from .semantics import CORRELATIONS, restore_semantics
 from .text import class_text_features
 
@@ -84,13 +90,16 @@ class FiSeCLIPModel(nn.Module):
         class_weight: Weight of the class token's text probability in the image score, in [0, 1].
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
+        literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
 
     Raises:
         ValueError: If an argument is out of range; the message names the value.
 
     Example:
-        >>> model = FiSeCLIPModel(load_clip("ViT-L-14-336", "openai", image_size=518))  # doctest: +SKIP
-        >>> model(images).pred_score  # doctest: +SKIP
+        >>> from anomalib_fbclip.clip import load_clip
+        >>> model = FiSeCLIPModel(load_clip("tiny", image_size=64)).eval()
+        >>> model(torch.rand(2, 3, 64, 64)).anomaly_map.shape
+        torch.Size([2, 64, 64])
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class FiSeCLIPModel(nn.Module):
         class_weight: float = 0.3,
         deviations: float = 10.0,
         smoothing_sigma: float = 4.0,
+        literal: bool = False,
     ) -> None:
         super().__init__()
         self.clip = clip
@@ -130,6 +140,7 @@ class FiSeCLIPModel(nn.Module):
         self.class_weight = class_weight
         self.deviations = deviations
         self.smoothing_sigma = smoothing_sigma
+        self.literal = literal
         _check(self, bank_size)
         self.bank = ReferenceBank(bank_size)
         self._text_features: dict[str, torch.Tensor] = {}
@@ -276,10 +287,11 @@ class FiSeCLIPModel(nn.Module):
             return torch.zeros_like(batch.distances)
         total = torch.zeros_like(batch.distances)
         number, length = len(batch), pool.patches.shape[1]
+        match = nearest_distances_literal if self.literal else nearest_distances
         for layer in range(length):
             for size in self.neighbourhoods:
                 tokens = neighbourhood_average(pool.patches[:, layer], size)
-                nearest = nearest_distances(tokens[:number], batch.kept, tokens[number:], pool.kept[number:])
+                nearest = match(tokens[:number], batch.kept, tokens[number:], pool.kept[number:])
                 total += mean_of_smallest(nearest, valid, self.reference_share)
         return total / (length * len(self.neighbourhoods))
 

@@ -410,19 +410,25 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         return batch.update(**self.model(batch.image)._asdict())
 
     def check_images(self, batch: Batch) -> None:
-        """Name the files that hold NaN; warn once of pictures that hold nothing."""
+        """Name the files that hold NaN; warn once of images of one uniform colour.
+
+        Raises:
+            ValueError: If an image holds NaN or infinity.
+        """
         low, high = torch.aminmax(batch.image.flatten(2), dim=-1)
+        spread = high - low
+        # One copy from the device for the whole batch.
+        finite, uniform = torch.stack((spread.isfinite().all(dim=-1), (spread < 1e-3).all(dim=-1))).tolist()
         names = batch.image_path or [f"number {index} of the batch" for index in range(len(batch.image))]
-        bad = [name for name, finite in zip(names, (high - low).isfinite().all(dim=-1), strict=False) if not finite]
+        bad = [name for name, fine in zip(names, finite, strict=False) if not fine]
         if bad:
-            msg = f"NaN or infinite pixels in {bad}: remove or repair these pictures."
+            msg = f"NaN or infinite pixels in {bad}: remove or repair these images."
             raise ValueError(msg)
-        uniform = [name for name, flat in zip(names, (high - low < 1e-3).all(dim=-1), strict=False) if flat]
-        if uniform and not self._warned_uniform:
+        if any(uniform) and not self._warned_uniform:
             self._warned_uniform = True
             logger.warning(
-                "%s is one uniform colour: nothing can be told of it. (Said once.)",
-                uniform[0],
+                "%s is one uniform colour: its score means nothing. (Reported once.)",
+                names[uniform.index(True)],
             )
 
 

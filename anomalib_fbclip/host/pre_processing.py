@@ -44,17 +44,20 @@ def resize_matrix(size_in: int, size_out: int) -> torch.Tensor:
     """
     if isinstance(size_in, int):
         # No cache: a tensor that is made while a graph is recorded belongs to that graph and breaks the next one.
-        return _matrix(torch.arange(1, size_in + 1, dtype=torch.float64), size_out).float()
+        return _matrix(torch.arange(1, size_in + 1, dtype=torch.float64), size_out, torch.float64).float()
     # A size becomes a tensor without a symbolic float, which exporters do not translate.
-    return _matrix(torch.ones(size_in).cumsum(0), size_out)
+    return _matrix(torch.ones(size_in, dtype=torch.int64).cumsum(0), size_out, torch.float32)
 
 
-def _matrix(places: torch.Tensor, size_out: int) -> torch.Tensor:
-    """Matrix from the places 1, 2, ..., ``size_in`` of the pixels."""
-    scale = places[-1] / size_out
-    wide = scale.clamp(min=1)
-    centres = (torch.arange(size_out, dtype=places.dtype) + 0.5)[:, None] * scale
-    x = ((places - 0.5)[None] - centres).abs() / wide
+def _matrix(places: torch.Tensor, size_out: int, dtype: torch.dtype) -> torch.Tensor:
+    """Matrix from the places 1, 2, ..., ``size_in`` of the pixels.
+
+    Distances of pixel centres are whole numbers over one denominator, and are subtracted as such: a runtime that
+    computes in bfloat16 knows no odd number above 256.
+    """
+    size_in = places[-1]
+    centres = (2 * torch.arange(size_out, dtype=places.dtype) + 1)[:, None] * size_in
+    x = ((2 * places - 1)[None] * size_out - centres).abs().to(dtype) / (2 * size_in.clamp(min=size_out)).to(dtype)
     near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
     far = ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
     weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))

@@ -46,7 +46,8 @@ class PredictionIndex(Callback):
         ValueError: If the file name has another suffix.
 
     Example:
-        >>> engine = Engine(callbacks=[PredictionIndex(filename="scores.jsonl")])  # doctest: +SKIP
+        >>> from anomalib.engine import Engine
+        >>> engine = Engine(callbacks=[PredictionIndex(filename="scores.jsonl")])
     """
 
     def __init__(self, dirpath: str | Path | None = None, filename: str = "predictions.csv") -> None:

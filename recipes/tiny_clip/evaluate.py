@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from anomalib_fbclip.clip.vision import block_tokens
 from recipes.tiny_clip.baseline import local_contrast
 from recipes.tiny_clip.batches import to_tensor, unseen_set
 from recipes.tiny_clip.captions import FBCLIP_PROMPTS
 from recipes.tiny_clip.metrics import report
-from recipes.tiny_clip.towers import PATCH, TAPS, Vocabulary, text_features, vision_tokens
+from recipes.tiny_clip.towers import PATCH, TAPS, Vocabulary, text_features
 from recipes.tiny_clip.weights import load
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def similarity(model: CLIP, vocabulary: Vocabulary, images: np.ndarray, size: in
     for start in range(0, len(images), 10):
         chunk = images[start : start + 10]
         small = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in chunk])
-        tokens = torch.stack(vision_tokens(model, to_tensor(small)))
+        tokens = torch.stack(block_tokens(model.visual, to_tensor(small), TAPS))
         chance = (functional.normalize(tokens @ model.visual.proj, dim=-1) @ text.T / 0.07).softmax(-1)[..., 1]
         side = size // PATCH
         plane = chance[:, :, 1:].mean(0).view(len(chunk), 1, side, side)

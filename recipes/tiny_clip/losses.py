@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_fbclip.clip.vision import block_tokens
 from recipes.tiny_clip.captions import (
     ANOMALOUS_STATES,
     CONTEXT_LENGTH,
@@ -20,7 +21,7 @@ from recipes.tiny_clip.captions import (
     kind_captions,
     prompt_pair,
 )
-from recipes.tiny_clip.towers import PATCH, WIDTH, Vocabulary, text_features, vision_tokens
+from recipes.tiny_clip.towers import PATCH, TAPS, WIDTH, Vocabulary, text_features
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ def compute(
     pairs = torch.cat([feature[: len(prompts)] for feature in (end, mean)])
     contrast = pairs[1::2] - pairs[0::2]
 
-    tokens = vision_tokens(model, batch.images)
+    tokens = block_tokens(model.visual, batch.images, TAPS)
     targets, weights = patch_targets(batch.masks)
     bad = (batch.kinds > 0).float()
     losses = {"dense": torch.zeros(()), "score": torch.zeros(())}

@@ -1,42 +1,32 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Image AUROC, pixel AUROC and AUPRO in numpy, for quick looks; anomalib's own metrics are the reference."""
+"""Image AUROC, pixel AUROC and AUPRO of arrays, each the mean over groups of images."""
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+import torch
 
-
-def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the ROC curve by ranks; ties count half."""
-    labels = labels.astype(bool)
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    good, bad = int((~labels).sum()), int(labels.sum())
-    return float((ranks[labels].sum() - bad * (bad + 1) / 2) / (good * bad))
-
-
-def aupro(maps: np.ndarray, masks: np.ndarray, limit: float = 0.3, steps: int = 200) -> float:
-    """Mean overlap per connected defect against the false-positive rate, area up to ``limit``, divided by it."""
-    negatives = np.sort(maps[~masks])[::-1]
-    rates = np.linspace(0, limit, steps)
-    thresholds = negatives[np.minimum((rates * len(negatives)).astype(int), len(negatives) - 1)]
-    overlaps = []
-    for one, mask in zip(maps, masks, strict=True):
-        count, regions = cv2.connectedComponents(mask.astype(np.uint8))
-        for number in range(1, count):
-            values = np.sort(one[regions == number])
-            overlaps.append(1 - np.searchsorted(values, thresholds, side="right") / len(values))
-    return float(np.trapezoid(np.mean(overlaps, 0), rates) / limit)
+from anomalib_fbclip.host.metrics import AnyScoreHistogram, ImageScores
 
 
 def report(maps: np.ndarray, scores: np.ndarray, masks: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-    """The three numbers, each the mean over the groups (families)."""
+    """The three numbers, each the mean over the groups (families).
+
+    Args:
+        maps: ``[M, S, S]``, of any range.
+        scores: ``[M]``, of any range.
+        masks: ``[M, S, S]``, boolean.
+        groups: Name of each image's group ``[M]``.
+    """
     rows = []
     for group in np.unique(groups):
-        at = groups == group
-        pixels = auroc(maps[at].ravel(), masks[at].ravel())
-        rows.append((auroc(scores[at], masks[at].any((1, 2))), pixels, aupro(maps[at], masks[at])))
+        here = torch.from_numpy(np.flatnonzero(groups == group))
+        target = torch.from_numpy(masks)[here]
+        image, pixel = ImageScores(), AnyScoreHistogram(regions=True)
+        image.update(torch.from_numpy(scores)[here], target.flatten(1).any(dim=1))
+        pixel.update(torch.from_numpy(maps)[here], target)
+        counted = pixel.compute()
+        rows.append((image.compute()["AUROC"], counted["AUROC"], counted["AUPRO"]))
     return dict(zip(("image_auroc", "pixel_auroc", "aupro"), np.mean(rows, 0).round(4).tolist(), strict=True))

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The two towers: open_clip's modules (so that the keys are OpenAI's), read block by block."""
+"""The two towers, fresh, with a short token table: open_clip's modules, so that the keys are OpenAI's."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from anomalib_fbclip.clip.text import text_tokens
 from recipes.tiny_clip.captions import vocabulary_texts
 
 PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 144, 128, 8, 3, 128, 77
@@ -79,39 +80,6 @@ def _sine_positions(side: int) -> Tensor:
     return 0.2 * torch.cat([down, wave[None].expand(side, side, -1)], dim=-1).reshape(side * side, WIDTH)
 
 
-def _block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """One residual block on ``[B, N, W]``."""
-    batch, length, width = x.shape
-    attention = block.attn
-    qkv = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = qkv.view(batch, length, 3, width // 64, 64).permute(2, 0, 3, 1, 4)
-    mixed = (
-        functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(batch, length, width)
-    )
-    x = x + functional.linear(mixed, attention.out_proj.weight, attention.out_proj.bias)
-    return x + block.mlp(block.ln_2(x))
-
-
-def vision_tokens(model: CLIP, images: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:
-    """Tokens after the chosen blocks (counted from 1), class token first, before ``ln_post``; ``[B, N, W]`` each."""
-    visual = model.visual
-    x = visual.conv1(images).flatten(2).transpose(1, 2)
-    side, here = IMAGE_SIZE // PATCH, images.shape[-1] // PATCH
-    positions = visual.positional_embedding
-    if here != side:
-        plane = positions[1:].T.reshape(1, WIDTH, side, side)
-        plane = functional.interpolate(plane, size=(here, here), mode="bilinear", align_corners=False)
-        positions = torch.cat([positions[:1], plane.flatten(2)[0].T])
-    first = visual.class_embedding.expand(len(x), 1, -1)
-    x = visual.ln_pre(torch.cat([first, x], dim=1) + positions)
-    kept = []
-    for number, block in enumerate(visual.transformer.resblocks, start=1):
-        x = _block(block, x, None)
-        if number in taps:
-            kept.append(x)
-    return kept
-
-
 def text_features(
     model: CLIP,
     rows: Tensor,
@@ -135,11 +103,7 @@ def text_features(
     if context is not None:
         x = x.clone()
         x[: len(context), 1 : 1 + context.shape[1]] = context
-    x = x + model.positional_embedding
-    mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1) if causal else None
-    for block in model.transformer.resblocks:
-        x = _block(block, x, mask)
-    x = model.ln_final(x)
+    x = text_tokens(model, x, causal)
     end = x[torch.arange(len(x)), ends] @ model.text_projection
     mean = x.mean(dim=1) @ model.text_projection
     return functional.normalize(end, dim=-1), functional.normalize(mean + 0.5 * end, dim=-1)

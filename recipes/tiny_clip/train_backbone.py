@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from anomalib_fbclip.common.files import replacing
 from recipes.tiny_clip.batches import make_batch
 from recipes.tiny_clip.evaluate import evaluate
 from recipes.tiny_clip.losses import compute
@@ -72,9 +73,8 @@ def average_gradients(model: CLIP, world: int, used: float) -> tuple[float, floa
 
 def save(path: Path, content: dict) -> None:
     """``torch.save`` that leaves a whole file or the former one."""
-    temporary = path.with_suffix(".partial")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with replacing(path) as file:
+        torch.save(content, file)
 
 
 class Trainer:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from anomalib_fbclip.common.files import replacing
 from anomalib_fbclip.data.procedural.families import TRAIN_FAMILIES
 from recipes.tiny_clip.towers import IMAGE_SIZE, Vocabulary, build
 
@@ -38,9 +39,8 @@ def export(state: dict[str, torch.Tensor], vocabulary: Vocabulary, path: Path, *
     out["token_embedding.rows"] = table[:-1].half().contiguous()
     out["token_embedding.unknown"] = table[-1].half().contiguous()
     notes = {"format": FORMAT, "image_size": str(IMAGE_SIZE), "families": ",".join(TRAIN_FAMILIES), **notes}
-    temporary = path.with_suffix(".partial")
-    save_file(out, temporary, metadata=notes)
-    temporary.replace(path)
+    with replacing(path) as file:
+        save_file(out, file, metadata=notes)
 
 
 def load(path: str | Path, vocabulary: Vocabulary) -> CLIP:

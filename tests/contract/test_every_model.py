@@ -15,14 +15,17 @@ import torch
 import toy
 from anomalib import LearningType
 from anomalib.cli import AnomalibCLI
+from anomalib.data import ImageBatch
 from anomalib.models import get_model, list_models
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import anomalib_fbclip
 from anomalib_fbclip import StageMaps
-from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.adapted import adapter_file, hub
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.commands import calibrate
+from anomalib_fbclip.pipelines.table.pipeline import write
 from anomalib_fbclip.pipelines.table.plan import make_plan
 from anomalib_fbclip.pipelines.table.run import run_plan
 from anomalib_fbclip.registration import MODELS
@@ -144,7 +147,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_names(name, build, ada
             build(name, weights=adapters[other])
 
 
-@every_adapted_model
+@every_model
 def test_the_literal_form_gives_the_same_maps(name, build) -> None:
     assert_close(maps_of(build(name, literal=True)), maps_of(build(name)), rtol=0, atol=2e-5)
 
@@ -161,6 +164,32 @@ def test_text_features_are_computed_once_and_again_when_a_parameter_changed(name
         next(parameter for parameter in model.parameters() if parameter.requires_grad).mul_(1.5)
         model(torch.rand(1, 3, 56, 56))
     assert len(calls) == 2
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts what makes a host wait for its device: values and tensors that are read from it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: PLW3201  # torch calls it
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@every_adapted_model
+def test_a_batch_of_any_size_waits_for_the_device_twice_at_most(name, build) -> None:
+    model = build(name, weights=None).eval()
+    model.log = model.log_dict = lambda *_, **__: None
+    images = torch.rand(4, 3, 56, 56)
+    batch = ImageBatch(image=images, gt_label=torch.tensor([0, 1, 0, 1]), gt_mask=images[:, 0] > 0.5)
+    with torch.no_grad():
+        model.model(images)  # text features and matrices are made once
+        with CountCopies() as copies:
+            model.predict_step(batch, 0)
+    assert copies.count <= 2
+    with CountCopies() as copies:
+        model.train().training_step(batch).backward()
+    assert copies.count <= 2
 
 
 @every_model
@@ -249,6 +278,20 @@ def test_stages_are_recorded_and_drawn(name, build, surfaces, engine, tmp_path) 
     assert len(list(tmp_path.rglob("stages/**/*.png"))) == 1
 
 
+@every_adapted_model
+def test_a_shared_adapter_has_a_card_that_names_its_model(name, build, monkeypatch) -> None:
+    cards = []
+
+    def upload(folder, *_, **__):
+        cards.append(Path(folder, "README.md").read_text(encoding="utf-8"))
+
+    monkeypatch.setattr(hub, "upload", upload)
+    place = build(name).push_to_hub("owner/name")
+    assert f"# {name} adapter, tiny at 56" in cards[0]
+    assert f"anomalib predict --model {name} --model.backbone tiny --model.image_size 56" in cards[0]
+    assert place in cards[0]
+
+
 @pytest.mark.parametrize("name", [name for name in ADAPTED if name in MODELS])
 def test_the_calibrate_command(name, adapters, folder, tmp_path, capsys) -> None:
     words = [str(adapters[name]), str(folder), "--rate", "0.3", "--output", str(tmp_path / "c.safetensors")]
@@ -264,11 +307,16 @@ def test_a_table_has_a_row_for_each_model(adapters, tmp_path, surfaces_root) -> 
     data = {"root": str(surfaces_root), "image_size": 56, "num_train": 8, "num_test": 8}
     datasets = [{"class_path": "ProceduralSurfaces", "init_args": data, "categories": ["wood"]}]
     results = {}
-    plan = make_plan({"models": rows, "datasets": datasets}, str(tmp_path))
+    plan = make_plan({"models": rows, "datasets": datasets, "aupimo": True}, str(tmp_path))
     failed = run_plan(plan, lambda cell, result, _: results.update({cell.model.name: result}))
     assert not failed
     assert len(results) == len(CLASSES)
-    assert all(0 <= result["metrics"]["pixel_AUPRO"] <= 100 for result in results.values())
+    for name in ("pixel_AUPRO", "pixel_AUPR"):
+        assert all(0 <= result["metrics"][name] <= 100 for result in results.values()), name
+    assert all("pixel_AUPIMO" in result["metrics"] for result in results.values())
+    write(plan, {cell.key: results[cell.model.name] for cell in plan.cells}, {})
+    lines = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
+    assert [line["image_AUROC_low"] != "" for line in lines[::2]] == [False, *[True] * (len(CLASSES) - 1)]
 
 
 def test_each_registered_class_is_where_the_table_says() -> None:

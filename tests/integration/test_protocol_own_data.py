@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The README's five lines for one's own data, each run as it stands there, in a folder that holds such data."""
+"""The commands for one's own data (docs/protocol.md, predict.md and training.md), in a folder that holds such data."""
 
 import math
 import shlex

@@ -3,13 +3,14 @@
 
 """The resize of exported graphs is the resize of the model."""
 
+import pytest
 import torch
 from anomalib.pre_processing import PreProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anomalib_fbclip.host.pre_processing import ExactPreProcessor, resize_matrix
+from anomalib_fbclip.host.pre_processing import ExactPreProcessor, _matrix, resize_matrix
 
 
 def _transform(size):
@@ -24,6 +25,13 @@ def test_matrices_are_torchvisions_resize(height, width, size):
     resized = resize_matrix(height, size) @ image @ resize_matrix(width, size).T
     torch.testing.assert_close(resized, _transform(size).transforms[0](image), atol=2e-5, rtol=0)
     assert torch.allclose(resize_matrix(height, size).sum(dim=1), torch.ones(size))
+
+
+@pytest.mark.parametrize(("size_in", "size_out"), [(30, 56), (373, 144), (1920, 518)])
+def test_matrices_bear_bfloat16(size_in, size_out):
+    """In a graph for images of any size, a runtime may compute them in its own precision."""
+    rounded = _matrix(torch.arange(1, size_in + 1), size_out, torch.bfloat16).float()
+    assert (rounded - resize_matrix(size_in, size_out)).abs().sum(dim=1).max() < 0.1
 
 
 def test_an_exported_graph_keeps_antialiasing_for_fixed_and_for_any_size():

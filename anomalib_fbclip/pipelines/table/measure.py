@@ -3,17 +3,28 @@
 
 """Metrics, time and memory of one test run, of any anomalib model, on its scores as they come out of it."""
 
+import logging
 import sys
 import time
 from pathlib import Path
 
 import torch
+from anomalib.metrics import AUPIMO as PIMO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_fbclip.host.metrics import AnyScoreHistogram, ImageScores, ScoreHistogram
 from anomalib_fbclip.host.post_processing import ProbabilityPostProcessor
 
-METRICS = ("image_AUROC", "image_AUPR", "image_F1Max", "pixel_AUROC", "pixel_AUPRO", "pixel_F1Max")
+from .bootstrap import ImageCounts
+
+logger = logging.getLogger(__name__)
+
+METRICS = (
+    *("image_AUROC", "image_AUPR", "image_F1Max"),
+    *("pixel_AUROC", "pixel_AUPR", "pixel_AUPRO", "pixel_F1Max"),
+)
+AUPIMO = "pixel_AUPIMO"
+"""Measured where a table asks for it: anomalib's keeps all maps in memory."""
 
 
 class Measure(Callback):
@@ -21,11 +32,16 @@ class Measure(Callback):
 
     The host's post-processor shifts scores and clamps them to [0, 1], which makes ties; a user's callback comes before
     it. So the ranking is the model's own, whatever range its scores have, and no validation pass is needed.
+
+    Args:
+        aupimo: Also compute anomalib's AUPIMO.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aupimo: bool = False) -> None:
         self.image = ImageScores()
         self.pixel: ScoreHistogram = AnyScoreHistogram(regions=True)
+        self.counts = ImageCounts()
+        self.aupimo = PIMO(fields=("anomaly_map", "gt_mask")) if aupimo else None
         self.images = 0
         self.timed_images = 0
         self.seconds = 0.0
@@ -82,18 +98,29 @@ class Measure(Callback):
         if scores is not None and labels is not None:
             self.image.update(scores, labels)
         if maps is not None and masks is not None:
-            self.pixel.update(maps.reshape(masks.shape), masks)
+            maps = maps.reshape(masks.shape)
+            self.pixel.update(maps, masks)
+            if self.aupimo is not None:
+                self.aupimo.update(batch)
+        paths = batch.image_path or [str(self.images - number + index) for index in range(number)]  # type: ignore[attr-defined]
+        self.counts.update(paths, scores, labels, maps, masks, self.pixel)
         self.metric_seconds += time.perf_counter() - now
 
     def results(self) -> dict[str, float]:
-        """All six metrics, in percent; NaN where the data do not define a value."""
+        """All metrics, in percent; NaN where the data do not define a value."""
         started = time.perf_counter()
         values: dict[str, float] = {}
         for prefix, metric in (("image", self.image), ("pixel", self.pixel)):
             if metric.update_called:
                 values |= {f"{prefix}_{name}": 100 * value for name, value in metric.compute().items()}
+        if self.aupimo is not None and self.aupimo.update_called:
+            try:
+                values[AUPIMO] = 100 * float(self.aupimo.compute())
+            except ValueError as error:
+                logger.warning("AUPIMO is not defined on these %d images: %s", self.images, error)
         self.metric_seconds += time.perf_counter() - started
-        return {name: values.get(name, float("nan")) for name in METRICS}
+        wanted = METRICS if self.aupimo is None else (*METRICS, AUPIMO)
+        return {name: values.get(name, float("nan")) for name in wanted}
 
     @property
     def seconds_per_image(self) -> float:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from anomalib_fbclip.common.files import replacing
 
 from .plan import Cell, Plan, make_plan
+from .store import CellStore
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,16 @@ def fill(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
 
 def write(plan: Plan, results: dict[str, dict[str, Any]], failed: dict[str, str]) -> None:
     """Write the three forms of the table, and show where they are."""
+    from .bootstrap import ImageCounts, compare
     from .report import make_rows, to_csv, to_latex, to_markdown
 
-    rows = make_rows(plan, results, failed)
+    store = CellStore(plan.results / "cells")
+
+    def load(cell: Cell) -> ImageCounts | None:
+        path = store.counts_file(cell.key)
+        return ImageCounts.load(path) if cell.key in results and path.is_file() else None
+
+    rows = make_rows(plan, results, failed, compare(plan, load))
     for suffix, form in ((".csv", to_csv), (".md", to_markdown), (".tex", to_latex)):
         with replacing(plan.results / f"table{suffix}") as file:
             file.write_text(form(rows, plan), encoding="utf-8")

@@ -18,10 +18,13 @@ from anomalib_fbclip.common.arguments import argument_names
 from anomalib_fbclip.data.catalogue import BENCHMARKS, BY_NAME
 
 DATASETS = "./datasets"
-PUBLISHED_NAMES = {"AFCLIP": "AF-CLIP", "AnomalyCLIP": "AnomalyCLIP", "FBCLIP": "FB-CLIP", "WinClip": "WinCLIP"}
-_MODEL_KEYS = {"name", "class_path", "init_args", "auxiliary", "per_dataset", "published"}
+PUBLISHED_NAMES = {"FBCLIP": "FB-CLIP", "WinClip": "WinCLIP", "AnomalyCLIP": "AnomalyCLIP", "AFCLIP": "AF-CLIP"}
+_MODEL_KEYS = {"name", "class_path", "init_args", "auxiliary", "per_dataset", "published", "seeds"}
 _DATA_KEYS = {"name", "class_path", "init_args", "categories"}
-_TABLE_KEYS = {"models", "datasets", "seed", "results", "accelerator", "pictures", "loader"}
+_TABLE_KEYS = {
+    *("models", "datasets", "seed", "seeds", "results", "accelerator", "pictures", "loader", "aupimo", "bootstrap"),
+}
+_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,29 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """A table to be filled."""
+    """A table to be filled.
+
+    Attributes:
+        models: Names of the rows.
+        datasets: Data sets.
+        cells: One for each row, category and seed.
+        seeds: Of rows that are trained; the first one of all others.
+        results: Folder to write to.
+        accelerator: As Lightning takes it.
+        pictures: Write heat maps.
+        aupimo: Compute AUPIMO.
+        bootstrap: Draws of the images for the difference of each row to the first; 0: none.
+    """
 
     models: tuple[str, ...]
     datasets: tuple[DataSpec, ...]
     cells: tuple[Cell, ...]
-    seed: int
+    seeds: tuple[int, ...]
     results: Path
     accelerator: str
     pictures: bool
+    aupimo: bool
+    bootstrap: int
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +149,11 @@ def make_plan(config: Mapping[str, Any], results: str | None = None, root: str |
         if not config.get(key):
             msg = f"table: {key} is missing or empty: list at least one."
             raise ValueError(msg)
-    seed = int(config.get("seed", 0))
+    seeds = _read_seeds(config)
+    bootstrap = config.get("bootstrap", _DRAWS)
+    if type(bootstrap) is not int or bootstrap < 0:
+        msg = f"table: bootstrap={bootstrap!r}: give the number of draws, 0 for none."
+        raise ValueError(msg)
     wanted = list(BY_NAME) if config["datasets"] == "all" else config["datasets"]
     datasets = tuple(_read_data(entry, config.get("loader") or {}, root) for entry in wanted)
     found = versions()
@@ -145,16 +166,38 @@ def make_plan(config: Mapping[str, Any], results: str | None = None, root: str |
         names.append(base["name"])
         for data in datasets:
             model = _for_dataset(base, data.name, root)
-            cells += [Cell(model, data, category, seed, found) for category in data.categories or (None,)]
+            # What is not trained is the same for each seed.
+            own = _read_seeds(entry) if "seeds" in base else seeds if model.auxiliary else seeds[:1]
+            cells += [
+                Cell(model, data, category, seed, found) for seed in own for category in data.categories or (None,)
+            ]
     return Plan(
         tuple(names),
         datasets,
         tuple(cells),
-        seed,
+        seeds,
         Path(results or config.get("results", "results/table")),
         str(config.get("accelerator", "auto")),
         bool(config.get("pictures", False)),
+        bool(config.get("aupimo", False)),
+        bootstrap,
     )
+
+
+def _read_seeds(config: Any) -> tuple[int, ...]:  # noqa: ANN401  # a mapping of YAML
+    """``seeds``, or the one ``seed``.
+
+    Raises:
+        ValueError: If both are given, or one is no whole number.
+    """
+    if "seed" in config and "seeds" in config:
+        msg = f"table: seed={config['seed']!r} and seeds={config['seeds']!r}: give one of the two."
+        raise ValueError(msg)
+    seeds = config["seeds"] if "seeds" in config else [config.get("seed", 0)]
+    if not isinstance(seeds, (list, tuple)) or not seeds or any(type(seed) is not int for seed in seeds):
+        msg = f"table: seeds={seeds!r}: give a list of whole numbers, such as [0, 1, 2]."
+        raise ValueError(msg)
+    return tuple(dict.fromkeys(seeds))
 
 
 def _read_model(entry: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from anomalib_fbclip.data.overlap import check_overlap
 from anomalib_fbclip.data.sets import load_datamodule, prepare, shares_source, with_categories
 
 from .auxiliary import auxiliary_adapter, auxiliary_sources
-from .measure import Measure, peak_memory_mb
+from .measure import AUPIMO, Measure, peak_memory_mb
 from .plan import Cell, Plan, with_seed
 from .store import CellStore
 
@@ -60,13 +60,13 @@ def run_plan(plan: Plan, report: Report) -> dict[str, str]:
     store = CellStore(plan.results / "cells")
     failed = {}
     # Cells of one model follow each other in the plan, those of one data set within them.
-    for _, group in groupby(_by_model(plan.cells), key=lambda cell: str(asdict(cell.model))):
-        builder = _Builder(plan)
+    for _, group in groupby(_by_model(plan.cells), key=_builds):
+        builder = _Builder(plan, store)
         for cell in group:
             # Looked up as late as can be: another run on the same folder may have filled it meanwhile.
             result = store.read(cell.key)
             error = None
-            if result is None or _pictures_missing(plan, cell, result):
+            if result is None or _pictures_missing(plan, cell, result) or _aupimo_missing(plan, result):
                 try:
                     with _quiet():
                         result = builder.run(cell)
@@ -83,8 +83,13 @@ def run_plan(plan: Plan, report: Report) -> dict[str, str]:
 def _by_model(cells: Sequence[Cell]) -> list[Cell]:
     order: dict[str, list[Cell]] = {}
     for cell in cells:
-        order.setdefault(str(asdict(cell.model)), []).append(cell)
+        order.setdefault(_builds(cell), []).append(cell)
     return [cell for group in order.values() for cell in group]
+
+
+def _builds(cell: Cell) -> str:
+    """What cells of one built model have in common."""
+    return str((asdict(cell.model), cell.seed))
 
 
 class _Builder:
@@ -92,10 +97,12 @@ class _Builder:
 
     Args:
         plan: The table.
+        store: Where results are kept.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, store: CellStore) -> None:
         self.plan = plan
+        self.store = store
         self.model: AnomalibModule | None = None
         self.sources: list[AnomalibDataModule] = []
         self.broken: Exception | None = None
@@ -110,7 +117,7 @@ class _Builder:
         datamodule.setup()
         self._check_source(cell, datamodule)
         model = self._model(cell)
-        measure = Measure()
+        measure = Measure(self.plan.aupimo)
         with TemporaryDirectory() as folder:
             engine = self._engine(measure, folder)
             if model.learning_type not in _TRAINS_NOTHING:
@@ -119,6 +126,7 @@ class _Builder:
             seed_everything(cell.seed, verbose=False)
             self._pictures(model, cell)
             engine.test(model, datamodule=datamodule, verbose=False)
+        measure.counts.save(self.store.counts_file(cell.key))
         source = getattr(model, "source", None)
         return {
             "metrics": measure.results(),
@@ -212,6 +220,11 @@ def _pictures_missing(plan: Plan, cell: Cell, result: Mapping[str, Any]) -> bool
     """Whether pictures are wanted of a cell that was filled without them, or some are gone since."""
     drawn = result.get("pictures")
     return plan.pictures and (drawn is None or _number_of_pictures(plan, cell) < drawn)
+
+
+def _aupimo_missing(plan: Plan, result: Mapping[str, Any]) -> bool:
+    """Whether AUPIMO is wanted of a cell that was filled without it."""
+    return plan.aupimo and AUPIMO not in result["metrics"]
 
 
 def _sharing_weights(model: AnomalibModule) -> AnomalibModule:

@@ -29,6 +29,10 @@ class CellStore:
             return None
         return result if isinstance(result, dict) and "metrics" in result else None
 
+    def counts_file(self, key: str) -> Path:
+        """Where the counts of a cell's single images are kept."""
+        return self.folder / f"{key}.npz"
+
     def write(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep the result of a cell."""
         with replacing(self.folder / f"{key}.json") as file:

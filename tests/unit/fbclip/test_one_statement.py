@@ -6,7 +6,7 @@
 import pytest
 import torch
 
-from anomalib_fbclip.fbclip import background
+from anomalib_fbclip.fbclip import background, foreground, views
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 
@@ -30,3 +30,19 @@ def test_another_suppression_moves_scores_loss_and_pictures(small_clip, monkeypa
     monkeypatch.setattr(background, "suppress_background", lambda feature, _, weight: feature * weight)
     for old, new in zip(before, everything(), strict=True):
         assert (old - new).abs().max() > 1e-4
+
+
+def test_another_mask_value_reaches_both_forms(small_clip, monkeypatch):
+    torch.manual_seed(0)
+    fast = FBCLIPModel(small_clip(), feature_layers=(1, 3), n_ctx=3).eval()
+    literal = FBCLIPModel(fast.clip, feature_layers=(1, 3), n_ctx=3, literal=True).eval()
+    literal.load_state_dict(fast.state_dict())
+    images = torch.randn(2, 3, 40, 40)
+    before = fast(images).anomaly_map
+    for module in (foreground, views):
+        monkeypatch.setattr(module, "BACKGROUND_VALUE", 0.2)
+    assert (fast(images).anomaly_map - before).abs().max() > 1e-4
+    torch.testing.assert_close(fast(images).anomaly_map, literal(images).anomaly_map, rtol=0, atol=2e-5)
+    before = fast(images).anomaly_map
+    monkeypatch.setattr(foreground, "FOREGROUND_THRESHOLD", 0.3)
+    assert (fast(images).anomaly_map - before).abs().max() > 1e-4

@@ -9,6 +9,7 @@ import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
@@ -16,9 +17,16 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, F1Max
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.host.metrics import AnyScoreHistogram, any_bin_to_score, any_score_to_bin
+from anomalib_fbclip.host.metrics import (
+    AnyScoreHistogram,
+    ImageScores,
+    ScoreHistogram,
+    any_bin_to_score,
+    any_score_to_bin,
+)
 from anomalib_fbclip.pipelines.table import run
-from anomalib_fbclip.pipelines.table.measure import METRICS
+from anomalib_fbclip.pipelines.table.bootstrap import RESAMPLED, ImageCounts, compare
+from anomalib_fbclip.pipelines.table.measure import METRICS, Measure
 from anomalib_fbclip.pipelines.table.plan import ModelSpec, make_plan, with_seed
 from anomalib_fbclip.pipelines.table.published import published
 from anomalib_fbclip.pipelines.table.report import make_rows, to_csv, to_latex, to_markdown
@@ -177,6 +185,99 @@ def test_rows_have_means_published_numbers_and_differences() -> None:
     assert latex.count("\\\\\n") == 6
     assert "own\\_parts" in latex
     assert "\\begin{tabular}" in latex
+
+
+def test_seeds_give_mean_and_deviation_of_rows_that_are_trained() -> None:
+    config = {"models": [{"class_path": "FBCLIP", "auxiliary": "MVTec"}, "FiSeCLIP"], "datasets": ["BTAD"]}
+    plan = make_plan({**config, "seeds": [0, 1, 2]})
+    assert len(plan.cells) == 3 * 3 + 3
+    values = {0: 80.0, 1: 90.0, 2: 100.0}
+    results = {cell.key: _result(values[cell.seed]) for cell in plan.cells}
+    rows = {(row.model, row.category): row for row in make_rows(plan, results, {})}
+    trained, free = rows["FBCLIP", "mean"], rows["FiSeCLIP", "mean"]
+    assert (trained.metrics["image_AUROC"], trained.deviation["image_AUROC"]) == (90.0, 10.0)
+    assert trained.seeds == (0, 1, 2)
+    assert (free.metrics["image_AUROC"], dict(free.deviation), free.seeds) == (80.0, {}, (0,))
+    text = to_markdown(make_rows(plan, results, {}), plan)
+    assert "| 90.0 ± 10.0 |" in text
+    assert "seeds 0, 1, 2" in text
+    # A seed that failed is left out, and reported.
+    first = plan.cells[0]
+    del results[first.key]
+    row = make_rows(plan, results, {first.key: "OSError: gone"})[0]
+    assert (row.metrics["image_AUROC"], row.note) == (95.0, "2 of 3 seeds; failed: OSError: gone")
+    for wrong in ({"seeds": []}, {"seeds": 3}, {"seeds": [0.5]}, {"seed": 1, "seeds": [1]}, {"bootstrap": -1}):
+        with pytest.raises(ValueError, match=r"seed|bootstrap"):
+            make_plan({**config, **wrong})
+
+
+def _counts(strength: float, number: int = 40) -> ImageCounts:
+    """Images of which half have a defect that stands out by ``strength``."""
+    generator = torch.Generator().manual_seed(0)
+    counts, histogram = ImageCounts(), ScoreHistogram(regions=True)
+    labels = torch.arange(number) % 2
+    masks = torch.zeros(number, 24, 24, dtype=torch.bool)
+    masks[1::2, 4:9, 5:12] = True
+    masks[1::2, 15:18, 15:18] = True
+    maps = (0.4 * torch.rand(number, 24, 24, generator=generator) + strength * masks).clamp(0, 1)
+    scores = (0.3 * torch.rand(number, generator=generator) + strength * labels).clamp(0, 1)
+    for part in torch.arange(number).split(16):
+        paths = [f"{index}.png" for index in part.tolist()]
+        counts.update(paths, scores[part], labels[part], maps[part], masks[part], histogram)
+        histogram.update(maps[part], masks[part])
+    image = ImageScores()
+    image.update(scores, labels)
+    counts.expected = {"image": image.compute(), "pixel": histogram.compute()}
+    return counts
+
+
+def test_one_draw_of_every_image_gives_the_metrics_themselves(tmp_path: Path) -> None:
+    counts = _counts(0.1)
+    counts.save(tmp_path / "cell.npz")
+    found = ImageCounts.load(tmp_path / "cell.npz").resample(np.ones((1, 40)))
+    for name in RESAMPLED:
+        level, _, metric = name.partition("_")
+        assert found[name][0] == pytest.approx(100 * counts.expected[level][metric], abs=0.3), name
+
+
+def test_aupimo_where_it_is_asked_for_and_defined() -> None:
+    torch.manual_seed(0)
+    masks = torch.zeros(4, 400, 400, dtype=torch.bool)
+    masks[1::2, 50:90, 50:90] = True
+    for size, defined in ((400, True), (20, False)):
+        measure = Measure(aupimo=True)
+        batch = ImageBatch(
+            image=torch.zeros(4, 3, size, size),
+            anomaly_map=0.4 * torch.rand(4, size, size) + 0.6 * masks[:, :size, :size],
+            gt_mask=masks[:, :size, :size],
+            gt_label=torch.tensor([0, 1, 0, 1]),
+            pred_score=torch.rand(4),
+            image_path=list("abcd"),
+        )
+        measure.on_test_batch_end(None, None, None, batch, 0)
+        value = measure.results()["pixel_AUPIMO"]
+        assert (value == pytest.approx(100, abs=1)) if defined else math.isnan(value)
+    assert "pixel_AUPIMO" not in Measure().results()
+
+
+def test_a_difference_is_larger_than_chance_or_not() -> None:
+    plan = make_plan({"models": ["FBCLIP", "FiSeCLIP", "WinClip"], "datasets": [OWN], "bootstrap": 200})
+    weak, strong = _counts(0.05), _counts(0.3)
+    by_name = {"FBCLIP": weak, "FiSeCLIP": strong, "WinClip": weak}
+    found = compare(plan, lambda cell: by_name[cell.model.name])
+    better, same = found["FiSeCLIP", "own_parts", "mean"], found["WinClip", "own_parts", "mean"]
+    assert set(same.values()) == {(0.0, 0.0)}
+    assert all(low > 0 for low, _ in better.values())
+    results = {cell.key: _result(80.0) for cell in plan.cells}
+    rows = {row.model: row for row in make_rows(plan, results, {}, found)}
+    assert rows["FiSeCLIP"].differs("pixel_AUPRO")
+    assert not rows["WinClip"].differs("pixel_AUPRO")
+    assert not rows["FBCLIP"].intervals
+    assert to_markdown(list(rows.values()), plan).count("80.0*") == len(RESAMPLED)
+    assert compare(replace(plan, bootstrap=0), lambda cell: by_name[cell.model.name]) == {}
+    # Another list of images is not compared.
+    strong.paths = strong.paths[::-1]
+    assert ("FiSeCLIP", "own_parts", "mean") not in compare(plan, lambda cell: by_name[cell.model.name])
 
 
 def test_a_missing_data_set_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
