@@ -54,7 +54,9 @@ def read_module_tensors(path: str | Path, packages: Sequence[str] = ()) -> dict[
     except zipfile.BadZipFile as error:
         msg = f"{path.name!r} is no file of torch.save, or it was cut off ({error})"
         raise ValueError(msg) from error
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # damage shows as errors of many kinds
         msg = f"{path.name!r} is no pickled module, or it is damaged ({error})"
         raise ValueError(msg) from error
     if not isinstance(module, _Holder):
