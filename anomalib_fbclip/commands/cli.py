@@ -14,6 +14,7 @@ from importlib import import_module
 
 COMMANDS = {
     "calibrate": "anomalib_fbclip.commands.calibrate:main",
+    "convert": "anomalib_fbclip.commands.convert:main",
     "doctor": "anomalib_fbclip.commands.doctor:main",
     "share": "anomalib_fbclip.commands.share:main",
 }
