@@ -13,6 +13,8 @@ import sys
 from importlib import import_module
 
 MODELS = {
+    "AFCLIP": "anomalib_fbclip.afclip.lightning_model",
+    "AnomalyCLIP": "anomalib_fbclip.anomalyclip.lightning_model",
     "FBCLIP": "anomalib_fbclip.fbclip.lightning_model",
     "FiSeCLIP": "anomalib_fbclip.fiseclip.lightning_model",
 }
@@ -32,7 +34,9 @@ DATAMODULES = {
 EXPORTS = {
     **MODELS,
     **DATAMODULES,
+    "AFCLIPModel": "anomalib_fbclip.afclip.torch_model",
     "AdapterCheckpoint": "anomalib_fbclip.adapted.adapter_checkpoint",
+    "AnomalyCLIPModel": "anomalib_fbclip.anomalyclip.torch_model",
     "FBCLIPModel": "anomalib_fbclip.fbclip.torch_model",
     "FiSeCLIPModel": "anomalib_fbclip.fiseclip.torch_model",
     "FrozenCLIP": "anomalib_fbclip.clip.frozen",
@@ -47,7 +51,11 @@ EXPORTS = {
 PIPELINES = {"table": ("anomalib_fbclip.pipelines.table.pipeline", "Table")}
 """Subcommands of ``anomalib`` -> module and class."""
 
-PUBLISHED_FORMATS = ("anomalib_fbclip.fbclip.published",)
+PUBLISHED_FORMATS = (
+    "anomalib_fbclip.afclip.published",
+    "anomalib_fbclip.anomalyclip.published",
+    "anomalib_fbclip.fbclip.published",
+)
 """Modules that register a reader of weights in the form in which their authors publish them."""
 
 

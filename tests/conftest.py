@@ -3,6 +3,7 @@
 
 """Golden tensors of the published method, and small backbones with random weights."""
 
+import json
 import os
 from pathlib import Path
 
@@ -21,6 +22,14 @@ GOLDEN = Path(__file__).parent / "golden" / "fbclip_reference_a.safetensors"
 VOCABULARY = 49408
 
 
+def clip_of(golden):
+    """The backbone that lies in a golden file."""
+    state = {name[5:]: tensor for name, tensor in golden.items() if name.startswith("clip.")}
+    table = torch.zeros(VOCABULARY, golden["clip_token_embedding.rows"].shape[1])
+    table[golden["clip_token_embedding.ids"]] = golden["clip_token_embedding.rows"]
+    return FrozenCLIP.from_state_dict({**state, "token_embedding.weight": table}, image_size=84)
+
+
 @pytest.fixture(scope="session")
 def golden():
     return load_file(GOLDEN)
@@ -28,10 +37,19 @@ def golden():
 
 @pytest.fixture(scope="session")
 def golden_clip(golden):
-    state = {name[5:]: tensor for name, tensor in golden.items() if name.startswith("clip.")}
-    table = torch.zeros(VOCABULARY, golden["clip_token_embedding.rows"].shape[1])
-    table[golden["clip_token_embedding.ids"]] = golden["clip_token_embedding.rows"]
-    return FrozenCLIP.from_state_dict({**state, "token_embedding.weight": table}, image_size=84)
+    return clip_of(golden)
+
+
+@pytest.fixture(scope="session")
+def golden_of():
+    """Path without suffix, tensors, backbone and settings of another method's golden file."""
+
+    def read(method):
+        path = GOLDEN.with_name(f"{method}_reference_a")
+        tensors = load_file(path.with_suffix(".safetensors"))
+        return path, tensors, clip_of(tensors), json.loads(path.with_suffix(".json").read_text())
+
+    return read
 
 
 @pytest.fixture

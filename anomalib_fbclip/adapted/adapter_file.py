@@ -53,17 +53,27 @@ Reader = Callable[[Any, Path], tuple[dict[str, torch.Tensor], AdapterMetadata] |
 """Content of a file and its path -> tensors under the model's names and metadata; ``None``: another format."""
 
 _READERS: dict[str, Reader] = {}
+_TWO_FILES: dict[str, str] = {}
+"""Formats of two files: how the name of the one to give ends -> how the other's does."""
 
 
-def register_reader(model: str) -> Callable[[Reader], Reader]:
+def register_reader(
+    model: str,
+    main_file: str | None = None,
+    beside: str | None = None,
+) -> Callable[[Reader], Reader]:
     """Register the reader of a model's published weights.
 
     Args:
         model: The model's :attr:`AdaptedCLIP.model_name`.
+        main_file: Where weights are two files: how the name of the one to give ends; it is also looked for in a folder.
+        beside: How the name of the other one ends, which the reader finds beside it.
     """
 
     def register(reader: Reader) -> Reader:
         _READERS[model] = reader
+        if main_file is not None and beside is not None:
+            _TWO_FILES[main_file] = beside
         return reader
 
     return register
@@ -158,7 +168,8 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
         msg = f"adapter {str(path)!r} does not exist: give a file, or hf://owner/repo/file to download one."
         raise FileNotFoundError(msg)
     try:
-        tensors, metadata = _read_ours(path) if path.suffix.lower() in {".safetensors", ""} else _read_published(path)
+        ours = path.suffix.lower() in {".safetensors", ""} and not path.is_dir()
+        tensors, metadata = _read_ours(path) if ours else _read_published(path)
         _check_metadata(metadata)
     except Exception as error:
         msg = f"adapter {str(path)!r} cannot be used: {error}"
@@ -168,14 +179,21 @@ def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 
 def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists()
     except OSError:  # a name that no file can have
         return False
 
 
 def resolve(path: str | Path) -> Path:
-    """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache."""
-    return hub.download(str(path)) if str(path).startswith(hub.SCHEME) else Path(path).expanduser()
+    """A local path for ``path``; ``hf://owner/repo/file`` is fetched into the hub's cache, and what belongs to it."""
+    place = str(path)
+    if not place.startswith(hub.SCHEME):
+        return Path(path).expanduser()
+    _import_readers()
+    for main_file, beside in _TWO_FILES.items():
+        if place.endswith(main_file):
+            hub.download(place.removesuffix(main_file) + beside)
+    return hub.download(place)
 
 
 def backbone_name(metadata: AdapterMetadata) -> str | None:
@@ -237,8 +255,8 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
 
 
 def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
-    for module in PUBLISHED_FORMATS:
-        import_module(module)
+    _import_readers()
+    path = _main_file(path)
     loaded = safe_load.load(path)
     for model, reader in _READERS.items():
         found = reader(loaded, path)
@@ -248,6 +266,28 @@ def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadat
     msg = "a checkpoint of Lightning goes into ckpt_path (--ckpt_path); "
     msg += f"it is in none of the published formats that are known, those of {', '.join(sorted(_READERS))}"
     raise ValueError(msg)
+
+
+def _import_readers() -> None:
+    for module in PUBLISHED_FORMATS:
+        import_module(module)
+
+
+def _main_file(path: Path) -> Path:
+    """The file to read where published weights are two files, or a folder of them."""
+    if path.is_dir():
+        found = sorted(file for main_file in _TWO_FILES for file in path.glob(f"*{main_file}"))
+        if len(found) != 1:
+            names = [file.name for file in found]
+            wanted = [f"*{main_file}" for main_file in _TWO_FILES]
+            msg = f"it is a folder with {names or 'none'} of {wanted}: give one file"
+            raise ValueError(msg)
+        return found[0]
+    for main_file, beside in _TWO_FILES.items():
+        if path.name.endswith(beside):
+            msg = f"it is one of two files: give the other, *{main_file}, which finds it"
+            raise ValueError(msg)
+    return path
 
 
 def _check_metadata(metadata: AdapterMetadata) -> None:

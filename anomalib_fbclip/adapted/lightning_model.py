@@ -56,6 +56,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             in another tower.
         weights: Adapter: our ``.safetensors``, the published weights, or ``hf://owner/repo/file``. ``"auto"``: the
             adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train.
+        source: Data set that the adapter was trained on, such as ``VisA``, where its file does not say it; a test on
+            that data set then warns. Where the file says another one, this one counts.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Compute the paper's equations in their literal form: slower, the same values up to rounding. For those
@@ -95,6 +97,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self,
         feature_layers: Sequence[int] | None = None,
         weights: str | None = "auto",
+        source: str | None = None,
         temperature: float = 0.07,
         smoothing_sigma: float = 4.0,
         literal: bool = False,
@@ -110,7 +113,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     ) -> None:
         super().__init__(**kwargs)
         if not (learning_rate > 0 and math.isfinite(learning_rate)):
-            msg = f"learning_rate={learning_rate}: give a positive number (the paper's is 5e-5)."
+            msg = f"learning_rate={learning_rate}: give a positive number."
             raise ValueError(msg)
         if max_epochs is not None and max_epochs < 1:
             msg = f"max_epochs={max_epochs}: give 1 or more, or None for the paper's {self.paper_epochs}."
@@ -129,6 +132,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             "literal": literal,
         }
         self.weights = str(weights) if weights is not None else None
+        self._stated_source = source
         self.learning_rate = learning_rate
         self.betas = (float(betas[0]), float(betas[1]))
         self.max_epochs = max_epochs
@@ -157,7 +161,13 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self.loss = loss
         self.token_cache = None
         if self._token_cache is not None:
-            self.token_cache = TokenCache(self.model.clip, self.model.feature_layers, *self._token_cache)
+            self.token_cache = TokenCache(
+                self.model.clip,
+                self.model.feature_layers,
+                *self._token_cache,
+                encode=self.model.encode_image,
+                key=self.model.token_key,
+            )
         self._load_weights()
 
     def load_backbone(self) -> FrozenCLIP:
@@ -172,9 +182,16 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             folder = EMBEDDED.get(self.hparams["backbone"])
             embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
             self.weights = str(embedded) if embedded is not None and embedded.is_file() else None
+        if self.weights is None and self._stated_source is not None:
+            msg = f"source={self._stated_source!r} says what an adapter was trained on: give weights, too."
+            raise ValueError(msg)
         if self.weights not in {None, FROM_CHECKPOINT}:
             metadata = self.model.load_adapter(self.weights)
             self.source = metadata.get("source") or metadata.get("source_domain")
+            if self._stated_source is not None:
+                if self.source not in {None, self._stated_source}:
+                    logger.warning("source=%r counts; the adapter says %r.", self._stated_source, self.source)
+                self.source = self._stated_source
             self.restore_thresholds(metadata)
 
     @property

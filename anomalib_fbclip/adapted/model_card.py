@@ -21,6 +21,8 @@ _FACTS = {
     "source": "Trained on",
     "epoch": "Epochs",
     "n_ctx": "Context tokens of a prompt",
+    "prompt_depth": "Text blocks with learnable tokens",
+    "local_blocks": "Visual blocks with a local path",
     "text_poolings": "Text poolings",
     "views": "Views",
     "sha256": "SHA-256 of content",

@@ -24,7 +24,50 @@ NEAR = 2
 """With one picture alone, its patches nearer than this (in patches) are not compared with each other."""
 
 
-class NormalMemory(nn.Module):
+class TokenMemory(nn.Module):
+    """Patch tokens of normal images, part of the state dict: checkpoints and exports carry them.
+
+    Args:
+        num_layers: Blocks S.
+        width: Width D of the tokens.
+        dtype: Of the stored tokens.
+
+    Attributes:
+        tokens: Remembered patch tokens ``[S, K, L, D]``.
+    """
+
+    tokens: torch.Tensor
+
+    def __init__(self, num_layers: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("tokens", torch.zeros(num_layers, 0, 0, width, dtype=dtype))
+
+    @property
+    def num_images(self) -> int:
+        """Images that the memory holds."""
+        return self.tokens.shape[1]
+
+    def check_filled(self) -> None:
+        """Refuse to compare with nothing.
+
+        Raises:
+            RuntimeError: If the memory is empty.
+        """
+        if not self.num_images:
+            msg = "The memory holds no normal picture: call remember(images), or run test or predict by the engine."
+            raise RuntimeError(msg)
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
+        """Take a memory of any number of images; keep the own one where the state dict has none."""
+        stored = state_dict.get(f"{prefix}tokens")
+        if stored is None:
+            state_dict |= {f"{prefix}{name}": tensor for name, tensor in self.state_dict().items()}
+        elif stored.ndim == 4 and (stored.shape[0], stored.shape[3]) == (self.tokens.shape[0], self.tokens.shape[3]):
+            self.tokens = self.tokens.new_zeros(stored.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class NormalMemory(TokenMemory):
     """Patch tokens of normal pictures, and how far normal patches lie from them.
 
     The tensors are part of the state dict: checkpoints and exports carry them. Adapters do not, for an adapter is
@@ -41,20 +84,13 @@ class NormalMemory(nn.Module):
         peak: Mean over the normal pictures of their largest distance, in units of ``layer_scale``.
     """
 
-    tokens: torch.Tensor
     layer_scale: torch.Tensor
     peak: torch.Tensor
 
     def __init__(self, num_layers: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("tokens", torch.zeros(num_layers, 0, 0, width, dtype=torch.float16))
+        super().__init__(num_layers, width, dtype=torch.float16)
         self.register_buffer("layer_scale", torch.ones(num_layers))
         self.register_buffer("peak", torch.ones(()))
-
-    @property
-    def num_images(self) -> int:
-        """Pictures that the memory holds."""
-        return self.tokens.shape[1]
 
     @torch.no_grad()
     def fill(self, tokens: Sequence[torch.Tensor]) -> None:
@@ -68,15 +104,6 @@ class NormalMemory(nn.Module):
         self.tokens = patches.half()
         self.layer_scale = normal.mean(dim=(1, 2)).clamp(min=1e-6)
         self.peak = (normal / self.layer_scale[:, None, None]).mean(dim=0).amax(dim=-1).mean().clamp(min=1e-6)
-
-    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
-        """Take a memory of any number of pictures; keep the own one where the state dict has none."""
-        stored = state_dict.get(f"{prefix}tokens")
-        if stored is None:
-            state_dict |= {f"{prefix}{name}": tensor for name, tensor in self.state_dict().items()}
-        elif stored.ndim == 4 and (stored.shape[0], stored.shape[3]) == (self.tokens.shape[0], self.tokens.shape[3]):
-            self.tokens = self.tokens.new_zeros(stored.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, tokens: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
         """What joins the abnormal logits.
@@ -92,9 +119,7 @@ class NormalMemory(nn.Module):
         Raises:
             RuntimeError: If the memory is empty.
         """
-        if not self.num_images:
-            msg = "The memory holds no normal picture: call remember(images), or run test or predict by the engine."
-            raise RuntimeError(msg)
+        self.check_filled()
         patches = PATCH_WEIGHT * (self.distance(tokens) / self.peak).clamp(min=1e-3).log()
         image = IMAGE_WEIGHT * (text[:, 1:] + patches).amax(dim=-1, keepdim=True)
         return torch.cat((image, patches), dim=-1).to(text.dtype)
@@ -103,7 +128,7 @@ class NormalMemory(nn.Module):
         """Distance to the nearest remembered token, over that of normal patches, mean over the blocks: ``[B, L]``."""
         with torch.autocast(tokens[0].device.type, enabled=False):
             distances = [
-                (1 - _nearest(F.normalize(layer[:, 1:].float(), dim=-1), memory.float())) / scale
+                (1 - nearest(F.normalize(layer[:, 1:].float(), dim=-1), memory.float())) / scale
                 for layer, memory, scale in zip(tokens, self.tokens, self.layer_scale, strict=True)
             ]
         return torch.stack(distances).mean(dim=0)
@@ -113,7 +138,7 @@ def _left_out(patches: torch.Tensor, index: int) -> torch.Tensor:
     """Distances ``[S, L]`` of one picture of ``[S, K, L, D]`` to the others; of a single one to its farther patches."""
     others = [place for place in range(patches.shape[1]) if place != index]
     if others:
-        return torch.cat([1 - _nearest(layer[index : index + 1], layer[others]) for layer in patches])
+        return torch.cat([1 - nearest(layer[index : index + 1], layer[others]) for layer in patches])
     grid = round(patches.shape[2] ** 0.5)
     axis = torch.arange(grid, device=patches.device)
     places = torch.cartesian_prod(axis, axis)
@@ -122,7 +147,7 @@ def _left_out(patches: torch.Tensor, index: int) -> torch.Tensor:
     return 1 - cosine.amax(dim=-1)
 
 
-def _nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+def nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     """Largest cosine of each patch ``[B, L, D]`` to any token of ``[K, M, D]``: ``[B, L]``.
 
     Picture by picture, so that no more than one ``[B, L, M]`` is ever held.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from anomalib.data import InferenceBatch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
@@ -80,6 +81,9 @@ class AdaptedCLIP(nn.Module, ABC):
     paper_layers: ClassVar[tuple[int, ...]] = (6, 12, 18, 24)
     """Blocks that the paper reads from a tower of 24."""
 
+    token_key = ""
+    """Names a way through the visual tower that differs from the plain one, for the cache of tokens."""
+
     def __init__(
         self,
         clip: FrozenCLIP,
@@ -138,6 +142,11 @@ class AdaptedCLIP(nn.Module, ABC):
     def encode_image(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Frozen tokens of the chosen blocks, each ``[B, 1 + L, D]``, class token first."""
         return self.clip.encode_image(images, self.feature_layers)
+
+    def similarity(self, joint: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+        """Cosine over temperature of joint vectors ``[..., d]`` with both texts: ``[..., 2]`` in float32."""
+        with torch.autocast(joint.device.type, enabled=False):
+            return F.normalize(joint.float(), dim=-1) @ text_features.float().T / self.temperature
 
     def make_memory(self) -> nn.Module:
         """The empty memory of a few-shot model, with ``fill`` and ``num_images`` as :class:`NormalMemory` has them."""

@@ -4,14 +4,17 @@
 """``FrozenCLIP``: both towers of a CLIP, never trained, giving tokens instead of one vector."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from .openai import build_from_openai_state_dict
-from .text import text_tokens
+from .text import BeforeBlock, text_tokens
 from .vision import block_tokens
+
+Tower = Callable[[nn.Module, torch.Tensor, Sequence[int]], list[torch.Tensor]]
+"""Visual tower of open_clip, images and block numbers -> tokens of each block, as :func:`block_tokens`."""
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -104,6 +107,11 @@ class FrozenCLIP(nn.Module):
         return len(self.visual.transformer.resblocks)
 
     @property
+    def num_text_layers(self) -> int:
+        """Number of blocks of the text tower."""
+        return len(self.text.transformer.resblocks)
+
+    @property
     def vision_width(self) -> int:
         """Width D of the visual tokens."""
         return self.visual.proj.shape[0]
@@ -143,13 +151,19 @@ class FrozenCLIP(nn.Module):
             raise ValueError(msg)
         return chosen
 
-    def encode_image(self, images: torch.Tensor, layers: Sequence[int]) -> list[torch.Tensor]:
+    def encode_image(
+        self,
+        images: torch.Tensor,
+        layers: Sequence[int],
+        tower: Tower = block_tokens,
+    ) -> list[torch.Tensor]:
         """Tokens of chosen blocks.
 
         Args:
             images: Images ``[B, 3, H, H]`` normalised with ``mean`` and ``std``, H a multiple of the patch size
                 (positions are resized to it).
             layers: Block numbers, counted from 1, ascending.
+            tower: Another way through the frozen blocks, for models that have one.
 
         Returns:
             list[torch.Tensor]: For each layer ``[B, 1 + g * g, D]``, class token first, without ``ln_post``.
@@ -162,11 +176,11 @@ class FrozenCLIP(nn.Module):
         images = images.to(self.visual.conv1.weight.dtype)  # a whole model in half precision gets float32 pictures
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.inference_mode():
-                chosen = block_tokens(self.visual, images, layers)
+                chosen = tower(self.visual, images, layers)
             # A tensor of inference mode cannot be kept for a backward pass, its copy can.
             return [tokens.clone() for tokens in chosen]
         with torch.no_grad():
-            return block_tokens(self.visual, images, layers)
+            return tower(self.visual, images, layers)
 
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
         """Visual tokens ``[..., D]`` to the joint space ``[..., d]``, without ``ln_post``."""
@@ -176,9 +190,20 @@ class FrozenCLIP(nn.Module):
         """Word embeddings ``[P, 77, W]`` of token ids ``[P, 77]``, without positions."""
         return self.text.token_embedding(token_ids)
 
-    def encode_text(self, embeddings: torch.Tensor, causal: bool = True) -> torch.Tensor:
-        """All text tokens ``[P, 77, W]`` after ``ln_final``; gradients reach ``embeddings``."""
-        return text_tokens(self.text, embeddings, causal)
+    def encode_text(
+        self,
+        embeddings: torch.Tensor,
+        causal: bool = True,
+        before_block: BeforeBlock | None = None,
+    ) -> torch.Tensor:
+        """All text tokens ``[P, 77, W]`` after ``ln_final``, see :func:`text_tokens`; gradients reach ``embeddings``.
+
+        Args:
+            embeddings: Word embeddings ``[P, 77, W]`` without positions.
+            causal: CLIP's mask, or full attention.
+            before_block: Changes the tokens before each block.
+        """
+        return text_tokens(self.text, embeddings, causal, before_block)
 
     def project_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Text tokens ``[..., W]`` to the joint space ``[..., d]``."""

@@ -5,7 +5,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,8 @@ class TokenCache:
         directory: Where the entries go. ViT-L/14 at 518 x 518 with five blocks: 14 MB a picture.
         limit: Bytes that the entries of this backbone and these blocks may fill together. When they are reached, no
             more are written (said once): throwing out the oldest would throw out just what the next epoch reads first.
+        encode: Images to tokens of each block, for another way through the tower. ``None``: the backbone's.
+        key: Names that way in the folder's name.
 
     Raises:
         ValueError: If ``limit`` is not positive.
@@ -44,6 +46,8 @@ class TokenCache:
         layers: Sequence[int],
         directory: str | Path,
         limit: float = 50e9,
+        encode: Callable[[torch.Tensor], list[torch.Tensor]] | None = None,
+        key: str = "",
     ) -> None:
         if not limit > 0:
             msg = f"limit={limit}: give the bytes that the token cache may fill, or no cache at all."
@@ -51,8 +55,9 @@ class TokenCache:
         self.clip = clip
         self.layers = clip.check_layers(layers)
         blocks = "-".join(str(layer) for layer in self.layers)
-        activation = "" if clip.quick_gelu else "-gelu"  # not part of the fingerprint, which is the weights' alone
-        self.directory = Path(directory) / f"{clip.fingerprint()}-{blocks}{activation}"
+        activation = "" if clip.quick_gelu else "gelu"  # not part of the fingerprint, which is the weights' alone
+        self.directory = Path(directory) / "-".join(filter(None, (clip.fingerprint(), blocks, activation, key)))
+        self.encode = encode
         self.directory.mkdir(parents=True, exist_ok=True)
         self.limit = limit
         self._used = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
@@ -76,7 +81,9 @@ class TokenCache:
         entries = [self._read(file, shape) for file in files]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:
-            tokens = torch.stack(self.clip.encode_image(images[missing], self.layers), dim=1).half().cpu()
+            chosen = images[missing]
+            encoded = self.clip.encode_image(chosen, self.layers) if self.encode is None else self.encode(chosen)
+            tokens = torch.stack(encoded, dim=1).half().cpu()
             if not tokens.isfinite().all():
                 msg = "token_cache: tokens of this backbone are too large for half precision; train without the cache."
                 raise ValueError(msg)

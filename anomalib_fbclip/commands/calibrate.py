@@ -7,16 +7,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from anomalib_fbclip.adapted import adapter_file
-from anomalib_fbclip.adapted.lightning_model import AdaptedModule
-from anomalib_fbclip.common.arguments import argument_names
-from anomalib_fbclip.registration import MODELS
 
-_NOT_SETTINGS = ("backbone", "pretrained", "weights", "thresholds", "source")
+from .adapter_model import model_of
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         _, metadata = adapter_file.read(arguments.weights)
-        model = _model(arguments.weights, metadata, arguments.backbone, arguments.pretrained)
+        model = model_of(arguments.weights, metadata, arguments.backbone, arguments.pretrained)
         found = model.calibrate(arguments.normal, arguments.rate)
         kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
         path = model.save_adapter(arguments.output, **kept)
@@ -46,20 +41,3 @@ def main(words: Sequence[str]) -> int:
         f"{high:.3g}.\n",
     )
     return 0
-
-
-def _model(weights: str, metadata: adapter_file.AdapterMetadata, backbone: str | None, pretrained: str | None) -> Any:  # noqa: ANN401
-    """The model of an adapter, with the settings that the adapter was made for."""
-    for module in MODELS.values():
-        import_module(module)
-    known = {model.__name__: model for model in AdaptedModule.__subclasses__()}
-    if metadata["model"] not in known:
-        msg = f"adapter {weights!r} is one of the model {metadata['model']}; this command knows {sorted(known)}."
-        raise ValueError(msg)
-    model_class = known[metadata["model"]]
-    return model_class(
-        backbone=backbone or adapter_file.backbone_name(metadata) or "ViT-L-14-336",
-        pretrained=pretrained or metadata.get("pretrained") or "openai",
-        weights=weights,
-        **{key: metadata[key] for key in argument_names(model_class) - {*_NOT_SETTINGS} if key in metadata},
-    )

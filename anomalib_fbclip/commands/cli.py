@@ -14,6 +14,7 @@ from importlib import import_module
 
 COMMANDS = {
     "calibrate": "anomalib_fbclip.commands.calibrate:main",
+    "convert": "anomalib_fbclip.commands.convert:main",
     "doctor": "anomalib_fbclip.commands.doctor:main",
     "predict": "anomalib_fbclip.commands.predict:main",
     "report": "anomalib_fbclip.commands.report:main",

@@ -126,13 +126,12 @@ def shares_source(source: str | None, datamodules: Sequence[AnomalibDataModule])
     """Whether an adapter's recorded source and some data sets are, in part, the same: by their names alone.
 
     Args:
-        source: As :func:`describe` wrote it, or as in the published weights (``mvtec``, ``visa``).
+        source: As :func:`describe` wrote it, or a data set of the paper in any usual spelling (``mvtec``, ``VisA``).
         datamodules: What the adapter is tested on.
     """
     if not source:
         return False
-    published = {"mvtec": "MVTecAD", "visa": "Visa"}
-    source = published.get(source.lower(), source)
+    source = _PAPER_NAMES.get(_bare(source), source)
     for datamodule in datamodules:
         name, category = datamodule.name, str(datamodule.category or "")
         if source == name:
@@ -142,6 +141,14 @@ def shares_source(source: str | None, datamodules: Sequence[AnomalibDataModule])
             if trained & tested or ALL in trained or not tested or ALL in tested:
                 return True
     return False
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+_PAPER_NAMES = {_bare(each.name): each.init_args.get("name", each.class_path) for each in BY_NAME.values()}
+_PAPER_NAMES["mvtecad"] = BY_NAME["MVTec"].class_path
 
 
 def combine(datamodules: Sequence[AnomalibDataModule]) -> AnomalibDataset:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
@@ -219,11 +218,6 @@ class FBCLIPModel(AdaptedCLIP):
             feature, prototype = feature.float(), prototype.float()
             weight = background.background_dissimilarity(feature, prototype)
             return background.suppress_background(joint, prototype @ self.clip.visual.proj.float(), weight)
-
-    def similarity(self, joint: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-        """Cosine over temperature of joint vectors ``[..., d]`` with both texts: ``[..., 2]`` in float32."""
-        with torch.autocast(joint.device.type, enabled=False):
-            return F.normalize(joint.float(), dim=-1) @ text_features.float().T / self.temperature
 
     def record(self, tokens: list[torch.Tensor], detection: Detection) -> FBCLIPStages:
         """The record of every stage, see :class:`FBCLIPStages`."""

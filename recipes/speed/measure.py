@@ -22,6 +22,8 @@ from pathlib import Path
 
 import torch
 
+from anomalib_fbclip.afclip.torch_model import AFCLIPModel
+from anomalib_fbclip.anomalyclip.torch_model import AnomalyCLIPModel
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.clip.vision import resize_position_embedding
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
@@ -33,6 +35,10 @@ FORMS = (
     "literal form",
     "FB-CLIP",
     "FiSeCLIP",
+    "AnomalyCLIP",
+    "AnomalyCLIP, literal form",
+    "AF-CLIP",
+    "AF-CLIP, literal form",
     "training step",
     "cached training step",
 )
@@ -92,12 +98,18 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
         return model.fise[0](images)
 
     literal = FBCLIPModel(clip, literal=True).to(images.device).eval()
+    others = {
+        f"{name}{', literal form' if literal else ''}": model_class(clip, literal=literal).to(images.device).eval()
+        for name, model_class in (("AnomalyCLIP", AnomalyCLIPModel), ("AF-CLIP", AFCLIPModel))
+        for literal in (False, True)
+    }
     forms = {
         "bare tower": lambda images: clip.encode_image(images, [clip.num_layers]),
         "open_clip's tower": open_clip_tower,
         "literal form": literal,
         "FB-CLIP": model,
         "FiSeCLIP": fise,
+        **others,
         "training step": lambda images: step(images, cached=False),
         "cached training step": lambda images: step(images, cached=True),
     }
