@@ -134,7 +134,7 @@ def _rows(rows: Sequence[dict[str, Any]], folder: Path, page: Path) -> Iterator[
             "word": "unreadable" if row.get("error") else _WORDS.get(str(row.get("label")), ""),
             "note": _text(row.get("error") or row.get("note") or ""),
             "disagree": bool(row.get("note")),
-            "strip": quote(os.path.relpath(strip, page), safe="/", errors="surrogateescape") if image and strip else "",
+            "strip": _link(strip, page) if image and strip else "",
             "image": image or "",
         }
 
@@ -153,6 +153,13 @@ def _thumbnail(path: Path, limit: int, start: int) -> tuple[str, int]:
         if len(data) <= limit:
             break
     return base64.b64encode(data).decode("ascii"), place
+
+
+def _link(strip: Path, folder: Path) -> str:
+    try:
+        return quote(Path(os.path.relpath(strip, folder)).as_posix(), safe="/", errors="surrogateescape")
+    except ValueError:  # on another drive
+        return ""
 
 
 def _number(value: Any) -> float | None:  # noqa: ANN401  # of CSV or JSON
