@@ -42,6 +42,8 @@ EXPORTS = {
     "FrozenCLIP": "anomalib_fbclip.clip.frozen",
     "PictureFolder": "anomalib_fbclip.data.picture_folder",
     "PredictionIndex": "anomalib_fbclip.host.prediction_index",
+    "PredictionVisualizer": "anomalib_fbclip.host.visualization",
+    "Report": "anomalib_fbclip.host.report",
     "StageMaps": "anomalib_fbclip.callbacks.stage_maps",
 }
 """Public names of this package, loaded when they are first used."""

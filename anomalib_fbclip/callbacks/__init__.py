@@ -5,5 +5,6 @@
 
 from anomalib_fbclip.adapted.adapter_checkpoint import AdapterCheckpoint
 from anomalib_fbclip.host.prediction_index import PredictionIndex
+from anomalib_fbclip.host.report import Report
 
-__all__ = ["AdapterCheckpoint", "PredictionIndex"]
+__all__ = ["AdapterCheckpoint", "PredictionIndex", "Report"]

@@ -16,6 +16,8 @@ COMMANDS = {
     "calibrate": "anomalib_fbclip.commands.calibrate:main",
     "convert": "anomalib_fbclip.commands.convert:main",
     "doctor": "anomalib_fbclip.commands.doctor:main",
+    "predict": "anomalib_fbclip.commands.predict:main",
+    "report": "anomalib_fbclip.commands.report:main",
     "share": "anomalib_fbclip.commands.share:main",
 }
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""

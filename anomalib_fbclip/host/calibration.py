@@ -117,6 +117,11 @@ class Calibrator:
         self.threshold = threshold
         self._state: object = None
 
+    @property
+    def wants_own(self) -> bool:
+        """Whether the user asked for thresholds that no validation data replace."""
+        return self.threshold is not None or self.normal_source is not None
+
     def set_once(
         self,
         post_processor: ProbabilityPostProcessor,

@@ -33,8 +33,11 @@ from .post_processing import FIXED, ProbabilityPostProcessor
 from .pre_processing import ExactPreProcessor
 from .prediction_index import PredictionIndex
 from .processes import share_folder
+from .report import Report
 from .thresholds import check_rate
 from .unreadable import name_unreadable, restore
+from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
+from .verdicts import Confusion, how_to_calibrate, is_calibrated
 from .visualization import PredictionVisualizer
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model; overrides ``metrics``.
         visualizer: As in every anomalib model.
+        report: Whether a prediction also writes one HTML page, see :class:`Report`.
 
     Attributes:
         model: The torch model; its ``clip`` is the frozen backbone.
@@ -79,6 +83,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         source: What the adapter was trained on, as far as it is known.
         calibrator: What the user wants of the thresholds.
         export_metadata: What an exported file says about itself.
+        validates_on_test_images: Whether the data module of the last run validates on the images that it tests.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -90,7 +95,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     weights: str | None = None
     source: str | None = None
     export_metadata: dict[str, Any] | None = None
+    validates_on_test_images = False
     _warned_uniform = False
+    _kept: KeptPredictions | None = None
+    _limit_val_batches: int | float | None = None
     _named: Sequence[Any] = ()
 
     def __init__(
@@ -108,6 +116,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
+        report: bool = False,
     ) -> None:
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         settings = {name: value for name, value in self.hparams.items() if name not in _COMPONENTS}
@@ -134,6 +143,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             "quick_gelu": quick_gelu,
         }
         self._own_pre_processor = pre_processor is True
+        self._report = report
 
     def build(self, model: type[nn.Module], **arguments: Any) -> None:  # noqa: ANN401  # of any model
         """Load the backbone and build the torch model on it.
@@ -182,6 +192,11 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stage == "test":
             _warn_of_one_class(tested)
             _warn_of_no_masks(tested)
+        self.validates_on_test_images = validates_on_test_images(datamodule)
+        if is_preparation(self.trainer):
+            self._kept = KeptPredictions() if self.validates_on_test_images else None
+            if self._learns_nothing():
+                self._limit_val_batches, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
         self._named = name_unreadable(self.trainer, stage)
         checkpoints.name_damaged(self.trainer)
         root = Path(self.trainer.default_root_dir)
@@ -194,22 +209,47 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         super().teardown(stage)
         restore(list(self._named))
         self._named = ()
+        if self._limit_val_batches is not None:
+            self.trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
+        if stage != "validate":
+            self._kept = None
+
+    def forget_validation(self) -> None:
+        """Score each image of the coming test anew, also where the validation has just scored it: for timings."""
+        self._kept = None
+
+    def _learns_nothing(self) -> bool:
+        """Whether a validation before a test or prediction changes no threshold and computes no metric."""
+        if getattr(self.evaluator, "val_metrics", None) or not isinstance(
+            self.post_processor,
+            ProbabilityPostProcessor,
+        ):
+            return False
+        # The model itself has no validation data: see val_dataloader().
+        return source_of(self.trainer) is self or self.calibrator.wants_own or not self.post_processor.takes_labels
 
     def configure_callbacks(self) -> list[Callback]:
-        """The host's components, and a table of scores for each prediction: :class:`PredictionIndex`."""
-        # Named here even if the trainer has one: Lightning then moves it behind the post-processor.
-        given = [callback for callback in self.trainer.callbacks if isinstance(callback, PredictionIndex)]
-        return [*super().configure_callbacks(), *(given or [PredictionIndex()])]
+        """The components; a table of each prediction, the confusion matrix of each test; the report if wanted."""
+        # Named here even if the trainer has them: Lightning then moves them behind the post-processor.
+        callbacks = super().configure_callbacks()
+        for kind, wanted in ((Confusion, True), (PredictionIndex, True), (Report, self._report)):
+            given = [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]
+            callbacks = [*callbacks, *(given or ([kind()] if wanted else []))]
+        return callbacks
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del args, kwargs
-        return self._predict(batch)
+        batch = self._predict(batch)
+        if self._kept is not None:
+            self._kept.add(batch)
+        return batch
 
     def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del batch_idx, args, kwargs
-        return self._predict(batch)
+        kept = self._kept.take(batch) if self._kept is not None else None
+        return self._predict(batch) if kept is None else batch.update(**kept)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Scores and maps of one batch."""
@@ -219,23 +259,35 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     def on_validation_epoch_end(self) -> None:
         """Let thresholds from normal pictures follow what was trained."""
         self.calibrate_once()
+        if self._kept is not None:
+            self._kept.state = self.calibration_state()
 
     def on_test_start(self) -> None:
-        """Set the thresholds that the user asked for."""
+        """Set the thresholds that the user asked for; forget the validation's scores if the model has changed."""
         self.calibrate_once()
+        if self._kept is not None and self._kept.state != self.calibration_state():
+            self._kept = None
 
     def on_predict_start(self) -> None:
         """Set the thresholds that the user asked for."""
         self.calibrate_once()
 
     def on_test_end(self) -> None:
-        """Say where the pictures are."""
+        """Log where the strips are and, in the last line, how to calibrate a model that is not."""
+        if not self.trainer.is_global_zero:
+            return
         directory = getattr(self.visualizer, "output_dir", None)
         if directory is not None and Path(directory).is_dir():
-            logger.info("Pictures: %s", directory)
+            logger.info("Strips: %s", directory)
+        if not is_calibrated(self.post_processor):
+            logger.warning(
+                "Uncalibrated: no good images, labels or number set the thresholds, so scores come without verdicts. "
+                "To calibrate: %s",
+                how_to_calibrate(self.trainer),
+            )
 
     def on_predict_end(self) -> None:
-        """Say where the pictures are."""
+        """As at the end of a test."""
         self.on_test_end()
 
     @staticmethod

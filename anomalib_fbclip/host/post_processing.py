@@ -28,6 +28,7 @@ class ProbabilityPostProcessor(PostProcessor):
         origin: Where the thresholds come from: ``"origin"`` is ``"fixed"``, ``"labels"`` or ``"normal pictures"``, the
             last with their number, the wanted and the expected false-alarm rate and its interval. Plain types only:
             it goes into checkpoints, adapters and exports.
+        chosen: Whether somebody gave the thresholds as numbers.
     """
 
     def __init__(self, **kwargs) -> None:
@@ -42,6 +43,7 @@ class ProbabilityPostProcessor(PostProcessor):
         ):
             getattr(self, name).fill_(value)
         self.origin: dict[str, Any] = {"origin": FIXED}
+        self.chosen = False
         self._image_scores = ScoreHistogram()
         self._pixel_scores = ScoreHistogram()
 
@@ -54,6 +56,16 @@ class ProbabilityPostProcessor(PostProcessor):
         """Both thresholds, on the scale of the model's probabilities, and where they come from."""
         return {"image": float(self._image_threshold), "pixel": float(self._pixel_threshold), **self.origin}
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether the thresholds rest on anything: good images, labels, or numbers that somebody gave."""
+        return self.chosen or self.origin["origin"] != FIXED
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether labelled validation data set the thresholds."""
+        return self.enable_thresholding and self.origin["origin"] != NORMAL_PICTURES
+
     def set_thresholds(self, image: float, pixel: float, **origin: Any) -> None:  # noqa: ANN401  # plain types
         """Set both thresholds, such as :attr:`thresholds` of another.
 
@@ -63,7 +75,7 @@ class ProbabilityPostProcessor(PostProcessor):
         Args:
             image: Threshold of the score, in [0, 1].
             pixel: Threshold of the map, in [0, 1].
-            **origin: See :attr:`origin`; without it the thresholds are fixed ones.
+            **origin: See :attr:`origin`; without it the thresholds are numbers that somebody chose.
 
         Raises:
             ValueError: If a threshold is not in [0, 1].
@@ -75,6 +87,7 @@ class ProbabilityPostProcessor(PostProcessor):
         self._image_threshold.fill_(image)
         self._pixel_threshold.fill_(pixel)
         self.origin = origin or {"origin": FIXED}
+        self.chosen = not origin
 
     def on_validation_batch_end(
         self,

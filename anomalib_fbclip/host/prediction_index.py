@@ -7,32 +7,42 @@ import csv
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
 
+from .processes import gather
 from .unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
+from .verdicts import is_calibrated, is_command_line, judge
 
 if TYPE_CHECKING:
     from anomalib.data import ImageBatch
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error")
+COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note")
 _NAMED = 20
+_DISAGREE = "where score and map disagree"
 _LEFT_OUT = "reading or transforming it, or its mask, failed when its turn came, though the picture can be read now"
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table that :class:`PredictionIndex` wrote."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return [json.loads(line) for line in file] if path.suffix == ".jsonl" else list(csv.DictReader(file))
 
 
 class PredictionIndex(Callback):
     """Write one row for each predicted file, and go on past files that cannot be read.
 
-    Columns: ``path``; ``score`` in [0, 1]; ``label``, 1 where the score is above ``threshold``; ``map_max``, the
-    largest value of the map; ``picture``, relative to the table; ``error``, for files that could not be read. Those
-    come last (with several processes: last of each one's rows), without a score, and are named in one warning. No file
-    that was asked for is left out without a row.
+    Columns: ``path``; ``score`` in [0, 1]; ``label``, 1 where the score is above ``threshold``, or ``uncalibrated``
+    where the thresholds rest on nothing; ``map_max``, the largest value of the map; ``picture``, the strip, relative to
+    the table; ``error``, for files that could not be read; ``note``, where score and map disagree. Files that could not
+    be read come last (with several processes: last of each one's rows), without a score, and are named in one warning.
+    No file that was asked for is left out without a row.
 
     Rows are written while they come, into ``<name>.partial-<process><suffix>``, which gets its final name when all are
     there: a table under that name is complete. Our models add this callback by themselves, unless the trainer has one
@@ -63,11 +73,12 @@ class PredictionIndex(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the table, list what is asked for."""
-        if any(isinstance(callback, SaveConfigCallback) for callback in trainer.callbacks):
+        if is_command_line(trainer):
             # The command line throws predictions away at its end; thousands of them fill the memory until then.
             trainer.predict_loop.return_predictions = False
         self._asked, self._asked_all = predicted_files(trainer), reads_all(trainer)
         self._seen: set[str] = set()
+        self._words: Counter[str] = Counter()
         self._changed = skip_unreadable(trainer)
         self._visualizer = getattr(pl_module, "visualizer", None)
         pictures = getattr(self._visualizer, "output_dir", None) or Path(trainer.default_root_dir) / "images"
@@ -92,11 +103,15 @@ class PredictionIndex(Callback):
         """Write the rows of a batch, as the post-processor left it."""
         del trainer, outputs, batch_idx, dataloader_idx
         threshold = getattr(pl_module.post_processor, "normalized_image_threshold", None)
+        calibrated = is_calibrated(pl_module.post_processor)
         for item in batch:
+            verdict = judge(item, calibrated)
+            self._words.update([verdict.word, *([_DISAGREE] if verdict.note else [])])
             row: dict[str, str | float | None] = dict.fromkeys(COLUMNS)
             row["path"] = item.image_path
             row["score"] = round(float(item.pred_score), 6)
-            row["label"] = None if item.pred_label is None else int(item.pred_label)
+            row["label"] = verdict.label
+            row["note"] = verdict.note or None
             row["threshold"] = None if threshold is None else round(float(threshold), 6)
             row["map_max"] = None if item.anomaly_map is None else round(float(item.anomaly_map.max()), 6)
             row["picture"] = self._picture(item.image_path)
@@ -120,11 +135,14 @@ class PredictionIndex(Callback):
         for path, why in self.unreadable.items():
             self._write({**dict.fromkeys(COLUMNS), "path": path, "error": why})
         self._close()
+        self._rename_strips()
         self._partial.replace(self._path)
         if trainer.world_size > 1:
             self._join(trainer)
         self.last_path = self._path
-        logger.info("Scores: %s (%d pictures)", self._path, len(self._seen))
+        words = sum((Counter(part) for part in gather(trainer, [dict(self._words)])), Counter())
+        counts = ", ".join(f"{number} {word}" for word, number in words.items() if word)
+        logger.info("Scores: %s (%d images: %s)", self._path, len(self._seen), counts or "none")
         if self.unreadable:
             named = [f"{path}: {why}" for path, why in list(self.unreadable.items())[:_NAMED]]
             more = [f"... all of them: column 'error' of {self._path}"] if len(self.unreadable) > _NAMED else []
@@ -167,6 +185,21 @@ class PredictionIndex(Callback):
                 part.unlink()
         trainer.strategy.barrier()
 
+    def _rename_strips(self) -> None:
+        """Let the table follow a visualizer that named its strips by rank in the end."""
+        renamed = getattr(self._visualizer, "renamed", None)
+        if not renamed:
+            return
+        rows = read_table(self._partial)
+        with self._partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            write = self._writer(file)
+            for row in rows:
+                if row.get("picture"):
+                    # Joined to an absolute path, the folder falls away.
+                    path = self._path.parent / row["picture"]
+                    row["picture"] = self._relative(renamed.get(path, path))
+                write(row)
+
     @property
     def _partial(self) -> Path:
         # Two runs on one folder must not write into one file.
@@ -183,7 +216,9 @@ class PredictionIndex(Callback):
         place = getattr(self._visualizer, "picture_path", None)
         if place is None or image_path is None:
             return None
-        target = self._pictures / place(image_path)
+        return self._relative(self._pictures / place(image_path))
+
+    def _relative(self, target: Path) -> str:
         return str(target.relative_to(self._path.parent) if target.is_relative_to(self._path.parent) else target)
 
     def _close(self) -> None:

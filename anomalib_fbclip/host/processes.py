@@ -5,9 +5,13 @@
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DistributedSampler
+
+_T = TypeVar("_T")
 
 
 def share_folder(trainer: Trainer) -> None:
@@ -50,3 +54,17 @@ def own_number(trainer: Trainer, batch_idx: int, dataloader_idx: int = 0) -> int
         return None
     share = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
     return max(0, share - batch_idx * size)
+
+
+def gather(trainer: Trainer, rows: list[_T]) -> list[_T]:
+    """Rows of all processes, those of the first one first; must be called by all of them.
+
+    Args:
+        trainer: Trainer of a run.
+        rows: Rows of this process, of plain types.
+    """
+    if trainer.world_size == 1:
+        return rows
+    parts: list[list[_T]] = [[] for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

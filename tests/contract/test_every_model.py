@@ -5,6 +5,7 @@
 
 import csv
 import json
+import logging
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,8 @@ from anomalib_fbclip import StageMaps
 from anomalib_fbclip.adapted import adapter_file, hub
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.commands import calibrate
+from anomalib_fbclip.host.verdicts import Confusion
+from anomalib_fbclip.pipelines.table.measure import Measure
 from anomalib_fbclip.pipelines.table.pipeline import write
 from anomalib_fbclip.pipelines.table.plan import make_plan
 from anomalib_fbclip.pipelines.table.run import run_plan
@@ -203,6 +206,48 @@ def test_predict_gives_a_row_and_an_image_for_each_file(name, build, folder, eng
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == len(list(table.parent.rglob("*.png"))) == 8
     assert all(0 <= float(row["score"]) <= 1 for row in rows)
+
+
+@every_model
+def test_a_test_scores_each_image_once_and_names_what_it_confused(
+    name,
+    build,
+    surfaces,
+    engine,
+    monkeypatch,
+    caplog,
+) -> None:
+    scored = []
+
+    def run(callbacks=(), **arguments):
+        model = build(name, metrics="full", visualizer=False, **arguments)
+        predict = model._predict
+        monkeypatch.setattr(model, "_predict", lambda batch: scored.extend(batch.image_path) or predict(batch))
+        (results,) = engine(callbacks=list(callbacks)).test(model, datamodule=surfaces(eval_batch_size=3))
+        (confusion,) = (item for item in model.trainer.callbacks if isinstance(item, Confusion))
+        return model, results, confusion.counts
+
+    # Thresholds from the labels of the same images: a first pass finds them, its scores are used again.
+    with caplog.at_level(logging.INFO, logger="anomalib_fbclip"):
+        model, results, counts = run()
+    assert len(scored) == len(set(scored)) == 8
+    assert model.thresholds["origin"] == "labels"
+    assert sum(counts.values()) == 8
+    assert counts["hits"] + counts["misses"] == 4
+    assert "best F1 on these same images, so that all numbers here are too good" in caplog.text
+    assert f"Misses: {counts['misses'] or 'none'}" in caplog.text
+    # Timings need each image scored anew: twice, with the same result.
+    assert run(callbacks=[Measure()])[1:] == (pytest.approx(results, abs=1e-6), counts)
+    assert len(scored) == 8 + 16
+    # A given threshold learns nothing from labels: there is no first pass.
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="anomalib_fbclip"):
+        model, _, counts = run(threshold=0.0)
+    assert len(scored) == 8 + 16 + 8
+    assert model.trainer.limit_val_batches > 0
+    assert counts["hits"] == 4
+    assert "0.0000 (as given)" in caplog.text
+    assert f"False alarms: {counts['false alarms']}\n" in caplog.text
 
 
 @every_model

@@ -18,6 +18,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from anomalib_fbclip.callbacks import PredictionIndex
+from anomalib_fbclip.host.prediction_index import read_table
+from anomalib_fbclip.host.visualization import PredictionVisualizer
 
 READABLE = {
     "line1/good/0.png": "RGB",
@@ -56,7 +58,7 @@ def _rows(path: Path) -> dict[str, dict[str, str]]:
 def test_a_folder_ends_in_one_picture_and_one_row_a_file(model, engine, folder, caplog) -> None:
     runner = engine()
     with caplog.at_level(logging.INFO):
-        batches = runner.predict(model(), data_path=folder)
+        batches = runner.predict(model(threshold=0.5), data_path=folder)
     assert len(batches) == len(READABLE)
     images = Path(runner.trainer.default_root_dir) / "images"
     rows = _rows(images / "predictions.csv")
@@ -68,8 +70,9 @@ def test_a_folder_ends_in_one_picture_and_one_row_a_file(model, engine, folder, 
         assert int(row["label"]) == (float(row["score"]) > float(row["threshold"]))
         assert float(row["map_max"]) == pytest.approx(float(batch.anomaly_map.max()), abs=1e-6)
     pictures = {rows[str(folder / name)]["picture"] for name in READABLE}
-    assert pictures == {f"{folder.name}/{name}" for name in READABLE}
-    assert all(Image.open(images / picture).size[0] > 700 for picture in pictures)
+    assert pictures == {f"{folder.name}/{name}{'' if name.lower().endswith('.png') else '.png'}" for name in READABLE}
+    assert all(Image.open(images / picture).format == "PNG" for picture in pictures)
+    assert "To calibrate" not in caplog.text
     assert sorted(images.glob("*.csv")) == [images / "predictions.csv"]
     for name in UNREADABLE:
         assert rows[str(folder / name)]["error"]
@@ -94,7 +97,7 @@ def test_batches_workers_and_json_lines(workers: int, model, engine, folder, tmp
         Path(name).name for name in sorted(UNREADABLE)
     ]
     assert len(index.unreadable) == len(UNREADABLE)
-    assert all(Path(row["picture"]).is_file() and row["label"] in {0, 1} for row in rows if "score" in row)
+    assert all(Path(row["picture"]).is_file() and row["label"] == "uncalibrated" for row in rows if "score" in row)
     with pytest.raises(OSError, match="truncated"):
         dataset[[path.name for path in dataset.image_filenames].index("cut.jpg")]
 
@@ -158,6 +161,41 @@ def test_the_command_line(folder, tmp_path, adapter) -> None:
     assert not any(cli.engine.trainer.predict_loop.predictions)  # nobody reads them, and thousands fill the memory
     (table,) = tmp_path.rglob("predictions.csv")
     assert len([row for row in _rows(table).values() if row["score"]]) == len(READABLE)
+
+
+def test_without_thresholds_there_is_no_verdict_but_the_command_that_sets_them(model, engine, folder, caplog) -> None:
+    runner = engine()
+    (batch,) = runner.predict(model(), data_path=folder / "x.bmp")
+    assert batch.pred_label.dtype is batch.pred_mask.dtype is torch.bool
+    (row,) = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv").values()
+    assert (row["label"], row["note"]) == ("uncalibrated", "")
+    assert "To calibrate: model.calibrate(" in caplog.records[-1].getMessage()
+    assert "score and map disagree" not in caplog.text
+
+
+def test_where_score_and_map_disagree_the_row_says_so(model, engine, folder, caplog) -> None:
+    fbclip = model()
+    fbclip.post_processor.set_thresholds(0.0, 1.0)
+    runner = engine()
+    with caplog.at_level(logging.INFO):
+        runner.predict(fbclip, data_path=folder / "x.bmp")
+    (row,) = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv").values()
+    assert (row["label"], row["note"]) == ("1", "score above its threshold, no pixel above the map's")
+    assert "1 anomalous, 1 where score and map disagree" in caplog.text
+
+
+@pytest.mark.parametrize("filename", ["predictions.csv", "predictions.jsonl"])
+def test_strips_are_named_by_rank_and_score(filename, model, engine, folder) -> None:
+    runner = engine(callbacks=[PredictionIndex(filename=filename)])
+    runner.predict(model(visualizer=PredictionVisualizer(size=40, name_by="score")), data_path=folder)
+    images = Path(runner.trainer.default_root_dir) / "images"
+    rows = [row for row in read_table(images / filename) if row.get("score")]
+    rows.sort(key=lambda row: -float(row["score"]))
+    for rank, row in enumerate(rows, start=1):
+        name = Path(row["picture"]).name
+        assert name.startswith(f"{rank:04d}_{float(row['score']):.3f}_{Path(row['path']).name}")
+        assert (images / row["picture"]).is_file()
+    assert len(list(images.rglob("*.[pP][nN][gG]"))) == len(rows) == len(READABLE)
 
 
 def test_table_names_are_checked() -> None:

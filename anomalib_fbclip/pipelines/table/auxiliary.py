@@ -63,7 +63,9 @@ def auxiliary_adapter(model: ModelSpec, plan: Plan, seed: int) -> Path:
             enable_model_summary=False,
             default_root_dir=folder,
         )
-        engine.fit(trained, datamodule=AuxiliaryTransfer(_load(model), source_category=auxiliary["categories"] or None))
+        source_category, batch_size = auxiliary["categories"] or None, auxiliary["train_batch_size"]
+        data = AuxiliaryTransfer(_load(model), source_category=source_category, train_batch_size=batch_size)
+        engine.fit(trained, datamodule=data)
         return trained.save_adapter(path)
 
 

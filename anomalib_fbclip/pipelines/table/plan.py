@@ -25,6 +25,8 @@ _TABLE_KEYS = {
     *("models", "datasets", "seed", "seeds", "results", "accelerator", "pictures", "loader", "aupimo", "bootstrap"),
 }
 _DRAWS = 1000
+_BATCH_SIZE = 4
+"""Of training, FB-CLIP's; AnomalyCLIP and AF-CLIP train with 8."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class ModelSpec:
         name: Name of the row.
         class_path: Any model that anomalib knows.
         init_args: Its arguments.
-        auxiliary: Data set on whose labelled test split an adapter is trained first; ``None``: no training.
+        auxiliary: Data set on whose labelled test split an adapter is trained first, and the batch size of training;
+            ``None``: no training.
         published: Method of the published tables to stand beside; ``None``: none.
     """
 
@@ -215,8 +218,10 @@ def _for_dataset(base: Mapping[str, Any], name: str, root: str | None) -> ModelS
     _check_keys(changed, {"init_args", "auxiliary"}, f"table.models.per_dataset.{name}")
     auxiliary = changed.get("auxiliary", base.get("auxiliary"))
     if auxiliary is not None:
+        auxiliary = {"name": auxiliary} if isinstance(auxiliary, str) else dict(auxiliary)
+        batch_size = auxiliary.pop("train_batch_size", _BATCH_SIZE)
         source = _read_data(auxiliary, {}, root)
-        auxiliary = {**asdict(source), "categories": list(source.categories)}
+        auxiliary = {**asdict(source), "categories": list(source.categories), "train_batch_size": batch_size}
     return ModelSpec(
         base["name"],
         base["class_path"],

@@ -1,0 +1,64 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``anomalib-fbclip predict``: what a user reads on the screen, with right and with wrong settings."""
+
+import logging
+
+import pytest
+from PIL import Image
+
+from anomalib_fbclip.commands.cli import main
+
+MODEL = ("--model", "FBCLIP", "--model.backbone", "tiny", "--model.image_size", "56")
+RUN = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    for name in ("good/0.png", "images/0.png", "images/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.effect_noise((40, 30), 50).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("images")
+def test_each_line_is_ours_and_comes_once(capsys) -> None:
+    handlers = logging.getLogger().handlers[:]
+    assert main(["predict", *MODEL, *RUN, "--data", "images"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Scores", "Strips", "Uncalibrated"]
+    assert lines[-1].endswith("--model.normal_source FOLDER_OF_GOOD_IMAGES")
+    assert logging.getLogger().handlers == handlers
+    assert main(["predict", *MODEL, *RUN, "--data", "images", "--model.normal_source", "good"]) == 0
+    assert "Uncalibrated" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((*MODEL, "--data", "nowhere"), "Path does not exist"),
+        ((*MODEL, "--data", "images", "--model.weights", "no.safetensors"), "'no.safetensors' does not exist: give a"),
+        (("--model", "FBCLIP", "--model.backbone", "tinny", "--data", "images"), "did you mean 'tiny'"),
+        ((*MODEL, "--data", "images", "--model.k_shots", "3"), "'k_shots' is not accepted: did you mean 'k_shot'?"),
+        ((*MODEL, "--data", "images", "--model.threshold", "1.5"), "threshold=1.5"),
+        ((*MODEL, "--data", "images", "--trainer.acelerator", "cpu"), "Unrecognized arguments: --trainer.acelerator"),
+        (("--model", "FBCLLIP", "--data", "images"), "did you mean 'FBCLIP'?"),
+        (MODEL, "Option 'data' is required"),
+    ],
+)
+@pytest.mark.usefixtures("images")
+def test_an_error_is_one_or_two_lines(words, message, capsys) -> None:
+    accelerator = () if "--trainer.acelerator" in words else RUN
+    assert main(["predict", *words, *accelerator]) == 1
+    (*first, last) = capsys.readouterr().err.strip().splitlines()
+    assert len(first) <= 1
+    assert message in (first or [last])[0]
+    assert (first or [last])[0].startswith("error: ")
+
+
+@pytest.mark.usefixtures("images")
+def test_debug_shows_all() -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        main(["predict", *MODEL, *RUN, "--data", "nowhere", "--debug"])
