@@ -5,15 +5,14 @@
 
 import logging
 import math
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import Batch, InferenceBatch
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,6 +20,8 @@ from torch.utils.data import DataLoader
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.build import EMBEDDED
 from anomalib_fbclip.clip.token_cache import TokenCache
+from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
+from anomalib_fbclip.common.files import file_digest
 from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
 from anomalib_fbclip.host.module import CLIPModule
 from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
@@ -28,7 +29,7 @@ from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
 from .model_card import Results
-from .references import collect_references, files_in
+from .references import collect_references
 from .torch_model import AdaptedCLIP
 from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
 
@@ -56,7 +57,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         feature_layers: Blocks whose tokens are read, counted from 1. ``None``: the paper's, at the same relative depths
             in another tower.
         weights: Adapter: our ``.safetensors``, the published weights, or ``hf://owner/repo/file``. ``"auto"``: the
-            adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train.
+            adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train. With a
+            line file (``anomalib-fbclip setup``), each setting that is left at its default is the file's: backbone,
+            image size, memory and all that the adapter depends on. Its memory and thresholds are used unless another
+            ``k_shot`` or ``image_size``, or ``few_shot_source``, is given: the normal images are then read anew.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Compute the paper's equations in their literal form: slower, the same values up to rounding. For those
@@ -90,7 +94,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     """Epochs of the paper's training."""
 
     _has_learned = False
-    _remembered: Sequence[Path] = ()
+    _takes_memory = False
 
     def __init__(
         self,
@@ -148,6 +152,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             **arguments: Arguments of the torch model beside those that all adapted models have.
         """
         self.model_name = model.model_name
+        arguments = self._settle(arguments)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
         # its distortions when it is made.
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
@@ -161,6 +166,32 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             self.token_cache = TokenCache(self.model.clip, self.model.feature_layers, *self._token_cache)
         self._load_weights()
 
+    def _settle(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take each setting that was left at its default from the line file, where ``weights`` is one."""
+        if self.weights in {None, "auto", FROM_CHECKPOINT}:
+            return arguments
+        metadata = adapter_file.read(self.weights)[1]
+        if not adapter_file.is_line(metadata):
+            return arguments
+        adapter_file.check_model(metadata, self.model_name, self.weights)
+        stored = {**metadata, "backbone": adapter_file.backbone_name(metadata)}
+        defaults = default_values(type(self))
+        used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot}
+        settled = {
+            name: plain(stored[name]) if name in stored and value == plain(defaults.get(name)) else value
+            for name, value in used.items()
+        }
+        self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
+        for base in type(self).__mro__:
+            if issubclass(base, CLIPModule):
+                check_arguments(base.__init__, settled)
+        self._backbone = {name: settled[name] for name in self._backbone}
+        self.k_shot = settled["k_shot"]
+        self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
+        same = self.k_shot == stored["k_shot"] and settled["image_size"] == stored["image_size"]
+        self._takes_memory = same and self.few_shot_source is None
+        return {name: settled[name] for name in arguments}
+
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone; the adapter is checked first, as the backbone may be a long download."""
         if self.weights not in {None, "auto", FROM_CHECKPOINT}:
@@ -173,8 +204,20 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
             self.weights = str(embedded) if embedded is not None and embedded.is_file() else None
         if self.weights not in {None, FROM_CHECKPOINT}:
-            metadata = self.model.load_adapter(self.weights)
+            metadata = adapter_file.load_into(self.model, self.weights, memory=self._takes_memory)
             self.source = metadata.get("source") or metadata.get("source_domain")
+            if adapter_file.is_line(metadata) and not self._takes_memory:
+                logger.warning(
+                    "Memory and thresholds of the line file %s, for k_shot=%d and image_size=%d, are not used with "
+                    "k_shot=%d, image_size=%d, few_shot_source=%s.",
+                    self.weights,
+                    metadata["k_shot"],
+                    metadata["image_size"],
+                    self.k_shot,
+                    self.image_size,
+                    self.few_shot_source,
+                )
+                return
             self.restore_thresholds(metadata)
 
     @property
@@ -291,14 +334,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             return
         datamodule = getattr(self._trainer, "datamodule", None)
         transform = getattr(self.pre_processor, "transform", None)
-        images, self._remembered = collect_references(
-            self.k_shot,
-            self.few_shot_source,
-            datamodule,
-            transform,
-            self.seed,
-        )
-        self.model.remember(images.to(self.device))
+        images, files = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
+        self.model.remember(images.to(self.device), [file_digest(file) for file in files])
         logger.info("%d normal images remembered.", len(images))
 
     def on_validation_start(self) -> None:
@@ -346,7 +383,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
         """Set the thresholds from normal images, with a full memory; see :meth:`CLIPModule.calibrate`.
 
-        Images of the memory are left out: they are nearer to themselves than any other image will be.
+        Images of the memory, known by their content, are scored without what it holds of them: they are nearer to
+        themselves than any other image will be.
         """
         self.fill_memory()
         return super().calibrate(normal_source, false_alarm_rate)
@@ -357,14 +395,22 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             self.fill_memory()
         super().calibrate_once()
 
-    @property
-    def known_images(self) -> Collection[Path]:
-        """Images of the few-shot memory."""
-        if self.k_shot and not self._remembered and self.few_shot_source is not None:
-            # The memory came with a checkpoint; where its images are still there, they are known by name.
-            with suppress(OSError, ValueError):
-                return files_in(self.k_shot, self.few_shot_source)
-        return self._remembered
+    def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
+        """Score and map of an image by a memory without this image; ``None`` where it holds no other."""
+        memory, names = self.model.memory, self.model.memory_names
+        if memory is None or not names:
+            return self.score_images(images)
+        own = file_digest(path)
+        others = [place for place, name in enumerate(names) if name != own]
+        if not others:
+            return None
+        if len(others) == len(names):
+            return self.score_images(images)
+        self.model.memory = memory.part(others)
+        try:
+            return self.score_images(images)
+        finally:
+            self.model.memory = memory
 
     def calibration_state(self) -> object:
         """What thresholds from normal images depend on: also the content of the memory."""
@@ -376,7 +422,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         """Settings that thresholds hold for."""
         return {**super().calibration_settings(), "k_shot": self.k_shot}
 
-    def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
+    def save_adapter(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.adapted.adapter_file.save`.
 
         The thresholds of a few-shot model are left out: they are for scores with a memory, which adapters do not hold.
@@ -386,6 +432,26 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         thresholds = None if self.k_shot else self.thresholds
         known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": thresholds}
         return adapter_file.save(self.model, path, **known, **extra)
+
+    def save_line(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
+        """Write a line file: the trained part, the memory of normal images, thresholds and settings.
+
+        ``weights=`` takes it alone. It holds features of the line's images and is marked as private.
+
+        Args:
+            path: File to write, with suffix ``.safetensors``.
+            **extra: Further metadata that JSON can hold.
+
+        Raises:
+            ValueError: If the model has no memory.
+        """
+        if self.model.memory is None:
+            msg = "A line file holds a memory of normal images: give k_shot and few_shot_source."
+            raise ValueError(msg)
+        self.fill_memory()
+        self.calibrate_once()
+        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
+        return adapter_file.save(self.model, path, memory=True, **known, **extra)
 
     def push_to_hub(
         self,

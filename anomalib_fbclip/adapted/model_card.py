@@ -23,6 +23,7 @@ _FACTS = {
     "n_ctx": "Context tokens of a prompt",
     "text_poolings": "Text poolings",
     "views": "Views",
+    "k_shot": "Normal images whose features it holds",
     "sha256": "SHA-256 of content",
     "versions": "Written with",
 }

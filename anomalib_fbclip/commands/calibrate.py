@@ -7,22 +7,19 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from anomalib_fbclip.adapted import adapter_file
-from anomalib_fbclip.adapted.lightning_model import AdaptedModule
-from anomalib_fbclip.common.arguments import argument_names
-from anomalib_fbclip.registration import MODELS
-
-_NOT_SETTINGS = ("backbone", "pretrained", "weights", "thresholds", "source")
+from anomalib_fbclip.adapted.load import load_module
 
 
 def main(words: Sequence[str]) -> int:
     """Write thresholds from normal images into an adapter, at a wanted rate of false alarms."""
     parser = argparse.ArgumentParser(prog="anomalib-fbclip calibrate", description=main.__doc__)
-    parser.add_argument("weights", help="adapter: .safetensors, published weights, or hf://owner/repo/file")
+    parser.add_argument(
+        "weights",
+        help="adapter or line file: .safetensors, published weights, or hf://owner/repo/file",
+    )
     parser.add_argument("normal", type=Path, help="a normal image or a folder of them")
     parser.add_argument("--rate", type=float, default=0.05, help="wanted false-alarm rate (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="adapter to write (.safetensors)")
@@ -31,11 +28,11 @@ def main(words: Sequence[str]) -> int:
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        _, metadata = adapter_file.read(arguments.weights)
-        model = _model(arguments.weights, metadata, arguments.backbone, arguments.pretrained)
+        metadata = adapter_file.read(arguments.weights)[1]
+        model = load_module(arguments.weights, arguments.backbone, arguments.pretrained)
         found = model.calibrate(arguments.normal, arguments.rate)
         kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
-        path = model.save_adapter(arguments.output, **kept)
+        path = (model.save_line if adapter_file.is_line(metadata) else model.save_adapter)(arguments.output, **kept)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -46,20 +43,3 @@ def main(words: Sequence[str]) -> int:
         f"{high:.3g}.\n",
     )
     return 0
-
-
-def _model(weights: str, metadata: adapter_file.AdapterMetadata, backbone: str | None, pretrained: str | None) -> Any:  # noqa: ANN401
-    """The model of an adapter, with the settings that the adapter was made for."""
-    for module in MODELS.values():
-        import_module(module)
-    known = {model.__name__: model for model in AdaptedModule.__subclasses__()}
-    if metadata["model"] not in known:
-        msg = f"adapter {weights!r} is one of the model {metadata['model']}; this command knows {sorted(known)}."
-        raise ValueError(msg)
-    model_class = known[metadata["model"]]
-    return model_class(
-        backbone=backbone or adapter_file.backbone_name(metadata) or "ViT-L-14-336",
-        pretrained=pretrained or metadata.get("pretrained") or "openai",
-        weights=weights,
-        **{key: metadata[key] for key in argument_names(model_class) - {*_NOT_SETTINGS} if key in metadata},
-    )

@@ -15,6 +15,7 @@ from importlib import import_module
 COMMANDS = {
     "calibrate": "anomalib_fbclip.commands.calibrate:main",
     "doctor": "anomalib_fbclip.commands.doctor:main",
+    "setup": "anomalib_fbclip.commands.setup:main",
     "share": "anomalib_fbclip.commands.share:main",
 }
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""

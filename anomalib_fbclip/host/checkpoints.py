@@ -100,6 +100,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         "fingerprint": module.model.clip.fingerprint(),
         "image_size": module.image_size,
         "source": module.source,
+        "memory_names": list(getattr(module.model, "memory_names", ())),
     }
 
 
@@ -142,6 +143,8 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         )
         checkpoint.pop(_PRE_PROCESSOR, None)
     module.source = ours["source"]
+    if "model.memory.tokens" in checkpoint["state_dict"]:
+        module.model.memory_names = tuple(ours.get("memory_names", ()))
 
 
 def refill(module: LightningModule, state_dict: Mapping[str, Any]) -> dict[str, Any]:
