@@ -17,6 +17,7 @@ COMMANDS = {
     "doctor": "anomalib_fbclip.commands.doctor:main",
     "setup": "anomalib_fbclip.commands.setup:main",
     "share": "anomalib_fbclip.commands.share:main",
+    "watch": "anomalib_fbclip.commands.watch:main",
 }
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""
 
