@@ -28,6 +28,7 @@ from anomalib_fbclip.host.pre_processing import CLIP_MEAN, CLIP_STD
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
+from .adapter_comparison import AdapterComparison
 from .model_card import Results
 from .references import collect_references
 from .torch_model import AdaptedCLIP
@@ -61,6 +62,9 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             line file (``anomalib-fbclip setup``), each setting that is left at its default is the file's: backbone,
             image size, memory and all that the adapter depends on. Its memory and thresholds are used unless another
             ``k_shot`` or ``image_size``, or ``few_shot_source``, is given: the normal images are then read anew.
+        init_weights: Adapter from which training starts, in the same forms as ``weights``, which is then ``None``.
+            ``None``: training starts from random values. At the end of a run that trains, the log compares the new
+            adapter with this one, or with the one embedded with the backbone, on the validation data.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Compute the paper's equations in their literal form: slower, the same values up to rounding. For those
@@ -100,6 +104,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self,
         feature_layers: Sequence[int] | None = None,
         weights: str | None = "auto",
+        init_weights: str | None = None,
         temperature: float = 0.07,
         smoothing_sigma: float = 4.0,
         literal: bool = False,
@@ -126,6 +131,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if few_shot_source is not None and not k_shot:
             msg = f"few_shot_source={str(few_shot_source)!r} is not used with k_shot=0: give k_shot, how many to take."
             raise ValueError(msg)
+        if init_weights is not None and weights not in {None, FROM_CHECKPOINT}:
+            msg = f"init_weights={str(init_weights)!r} is what training starts from, and with weights={str(weights)!r} "
+            msg += "nothing is trained: give weights=None (--model.weights null)."
+            raise ValueError(msg)
         self._shared = {
             "feature_layers": feature_layers,
             "temperature": temperature,
@@ -134,6 +143,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             "literal": literal,
         }
         self.weights = str(weights) if weights is not None else None
+        self.init_weights = str(init_weights) if init_weights is not None else None
         self.learning_rate = learning_rate
         self.betas = (float(betas[0]), float(betas[1]))
         self.max_epochs = max_epochs
@@ -194,15 +204,22 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
 
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone; the adapter is checked first, as the backbone may be a long download."""
-        if self.weights not in {None, "auto", FROM_CHECKPOINT}:
-            adapter_file.check_backbone(self.weights, self.hparams["backbone"], self.model_name)
+        for file in (self.weights, self.init_weights):
+            if file not in {None, "auto", FROM_CHECKPOINT}:
+                adapter_file.check_backbone(file, self.hparams["backbone"], self.model_name)
         return super().load_backbone()
+
+    def _embedded_adapter(self) -> str | None:
+        """The adapter that comes with the backbone."""
+        folder = EMBEDDED.get(self.hparams["backbone"])
+        embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
+        return str(embedded) if embedded is not None and embedded.is_file() else None
 
     def _load_weights(self) -> None:
         if self.weights == "auto":
-            folder = EMBEDDED.get(self.hparams["backbone"])
-            embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
-            self.weights = str(embedded) if embedded is not None and embedded.is_file() else None
+            self.weights = self._embedded_adapter()
+        if self.weights is None and self.init_weights is not None:
+            adapter_file.load_into(self.model, self.init_weights, memory=False)
         if self.weights not in {None, FROM_CHECKPOINT}:
             metadata = adapter_file.load_into(self.model, self.weights, memory=self._takes_memory)
             self.source = metadata.get("source") or metadata.get("source_domain")
@@ -256,6 +273,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         callbacks = [*super().configure_callbacks()]
         if self.weights is None and not any(isinstance(c, AdapterCheckpoint) for c in self.trainer.callbacks):
             callbacks.append(AdapterCheckpoint())
+        if self.weights is None and not any(isinstance(c, AdapterComparison) for c in self.trainer.callbacks):
+            callbacks.append(AdapterComparison(self.init_weights or self._embedded_adapter()))
         return callbacks
 
     def on_fit_start(self) -> None:

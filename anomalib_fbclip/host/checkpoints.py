@@ -95,6 +95,8 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["normal_source"] = None
     if module.weights is not None:
         checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT
+    if "init_weights" in checkpoint["hyper_parameters"]:
+        checkpoint["hyper_parameters"]["init_weights"] = None  # training has begun
     checkpoint[_KEY] = {
         "backbone": module.model.clip.name,
         "fingerprint": module.model.clip.fingerprint(),
