@@ -63,7 +63,7 @@ class Choice:
     Attributes:
         image_size: In pixels.
         k_shot: Good images in the memory.
-        seconds: Measured time per image, interpolated in ``k_shot``: reading, resizing, scoring.
+        seconds: Measured time per image, least of a few, interpolated in ``k_shot``: reading, resizing, scoring.
         auroc: Image AUROC of the sample; ``None`` without bad images.
     """
 
@@ -80,7 +80,7 @@ class Line:
     Attributes:
         module: The model, with memory and thresholds.
         tried: What was compared.
-        seconds: Measured time per image: reading, resizing, scoring.
+        seconds: Measured time per image, median: reading, resizing, scoring.
         thresholds: Thresholds with number of images, expected false-alarm rate and interval.
         bad: Scores and map peaks of the bad images.
         auroc: Image AUROC of all good images (leave-one-out) and all bad ones; ``None`` without bad images.
@@ -158,7 +158,8 @@ def set_up(
     logger.info("Scoring %d good images, each without itself in the memory.", len(good_files))
     scores = module.score_normal(good)
     found = set_thresholds(module.post_processor, scores, rate)
-    line = Line(module, survey.tried, survey.seconds(module.model, module.pre_processor.transform), found)
+    times = survey.times(module.model, module.pre_processor.transform)
+    line = Line(module, survey.tried, statistics.median(times), found)
     if bad is not None:
         line.bad = module.score_normal(bad)
         line.auroc = _auroc(torch.stack(scores.scores), torch.stack(line.bad.scores))
@@ -294,7 +295,8 @@ class _Survey:
             # What the memory holds does not change the time.
             images = self.read(self.good[:1], transform).expand(number, -1, -1, -1)
             _remember(self.model, images, ())
-            ends.append(self.seconds(self.model, transform))
+            # Of a few times the least: what else the machine does at the moment only adds to it.
+            ends.append(min(self.times(self.model, transform)))
             if ends[0] > self.budget:
                 break  # a larger memory is slower still
         slope = (ends[-1] - ends[0]) / max(1, shots[-1] - shots[0])
@@ -302,14 +304,14 @@ class _Survey:
         return found[:1] if ends[0] > self.budget else found
 
     @torch.no_grad()
-    def seconds(self, model: AdaptedCLIP, transform: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        """Median time of one image on this machine: reading, resizing, scoring."""
+    def times(self, model: AdaptedCLIP, transform: Callable[[torch.Tensor], torch.Tensor]) -> list[float]:
+        """Times of a few images on this machine: reading, resizing, scoring."""
         times = []
         for file in [self.good[0], *self.good[:_TIMED]]:
             start = time.perf_counter()
             model(self.read([file], transform)).pred_score.cpu()
             times.append(time.perf_counter() - start)
-        return statistics.median(times[1:])  # the first one prepares what later ones find
+        return times[1:]  # the first one prepares what later ones find
 
     def read(self, files: Sequence[Path], transform: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Images ``[B, 3, H, H]`` as the model takes them."""

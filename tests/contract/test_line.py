@@ -156,10 +156,10 @@ def test_the_setup_command_and_what_it_prints(folders, tmp_path, capsys) -> None
 
 
 def test_size_and_memory_follow_the_time_that_is_allowed(folders, adapters, monkeypatch) -> None:
-    def seconds(_, model, transform):
-        return (transform.transforms[0].size[0] / 144) ** 2 * (1 + 0.1 * model.memory.num_images)
+    def times(_, model, transform):
+        return [(transform.transforms[0].size[0] / 144) ** 2 * (1 + 0.1 * model.memory.num_images)]
 
-    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey.seconds", seconds)
+    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey.times", times)
     monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey._by_good_images", lambda _, choices: choices[-1])
     monkeypatch.setattr("anomalib_fbclip.adapted.line.SIZES", (1 / 3, 2 / 3))
     weights = str(adapters["FBCLIP"])

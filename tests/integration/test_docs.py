@@ -85,7 +85,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for kind in kinds:
                 draw(tmp_path / root / kind / f"{number}.png", defect=True)
                 mark(tmp_path / root / "masks" / ("" if kind == "bad" else kind) / f"{number}.png")
-    shutil.copy(Path(anomalib_fbclip.__file__).parent / "clip" / "tiny" / "adapter.safetensors", tmp_path)
+    shutil.copy(
+        Path(anomalib_fbclip.__file__).parent / "clip" / "tiny" / "fbclip.safetensors", tmp_path / "adapter.safetensors",
+    )
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     return tmp_path
