@@ -86,7 +86,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 draw(tmp_path / root / kind / f"{number}.png", defect=True)
                 mark(tmp_path / root / "masks" / ("" if kind == "bad" else kind) / f"{number}.png")
     shutil.copy(
-        Path(anomalib_fbclip.__file__).parent / "clip" / "tiny" / "fbclip.safetensors", tmp_path / "adapter.safetensors",
+        Path(anomalib_fbclip.__file__).parent / "clip" / "tiny" / "fbclip.safetensors",
+        tmp_path / "adapter.safetensors",
     )
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
