@@ -3,6 +3,7 @@
 
 """Adapter files: the trained tensors of a model, ours (safetensors with metadata) or in a published format.
 
+A line file is an adapter file that also holds the memory of normal images. It is private: features tell of images.
 No code from a file is run. A file is read and checked as a whole before the model is touched.
 """
 
@@ -34,6 +35,12 @@ FORMAT = "anomalib-fbclip-adapter"
 FORMAT_VERSION = 2
 """Version 1 has no key ``model``: all its files are FB-CLIP's."""
 
+LINE_FORMAT = "anomalib-fbclip-line"
+LINE_VERSION = 1
+_VERSIONS = {FORMAT: FORMAT_VERSION, LINE_FORMAT: LINE_VERSION}
+MEMORY = "memory."
+"""Prefix of the tensors that a line file holds beside the trained ones."""
+
 _MAY_DIFFER = ("image_size", "smoothing_sigma")
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -46,6 +53,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "image_size": (int,),
     "smoothing_sigma": (float, int),
     "thresholds": (dict, type(None)),
+    "private": (bool,),
+    "k_shot": (int,),
+    "memory_names": (list,),
 }
 """What JSON may hold under the names that are read without a model. A SHA-256 finds damage, it is no signature."""
 
@@ -79,7 +89,7 @@ def register_reader(
     return register
 
 
-def save(model: "nn.Module", path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
+def save(model: "nn.Module", path: str | Path, memory: bool = False, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
     """Write the trained tensors and what they were made for.
 
     The file is written aside and renamed, so no half-written adapter is ever seen under its name.
@@ -87,6 +97,7 @@ def save(model: "nn.Module", path: str | Path, **extra: Any) -> Path:  # noqa: A
     Args:
         model: An :class:`AdaptedCLIP`.
         path: File to write, with suffix ``.safetensors``; its folder is made if it does not exist.
+        memory: Write a line file: the memory of normal images, too. It is marked as private.
         **extra: Further metadata that JSON can hold, such as ``source`` (the data set) and ``epoch``.
 
     Returns:
@@ -101,12 +112,19 @@ def save(model: "nn.Module", path: str | Path, **extra: Any) -> Path:  # noqa: A
     if path.suffix != ".safetensors":
         msg = f"adapter path {str(path)!r}: use the suffix .safetensors."
         raise ValueError(msg)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.trained_state_dict().items()}
+    state = model.trained_state_dict()
+    file_format, of_memory = FORMAT, {}
+    if memory:
+        file_format, of_memory = LINE_FORMAT, {"private": True, "k_shot": model.memory.num_images}
+        state |= {MEMORY + name: tensor for name, tensor in model.memory.state_dict().items()}
+        of_memory["memory_names"] = list(model.memory_names)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {
         **model.architecture(),
         **extra,
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        **of_memory,
+        "format": file_format,
+        "format_version": _VERSIONS[file_format],
         "model": model.model_name,
         "versions": {"anomalib_fbclip": anomalib_fbclip.__version__, "torch": str(torch.__version__)},
     }
@@ -116,8 +134,13 @@ def save(model: "nn.Module", path: str | Path, **extra: Any) -> Path:  # noqa: A
     return path
 
 
-def load_into(model: "nn.Module", path: str | Path) -> AdapterMetadata:
+def load_into(model: "nn.Module", path: str | Path, memory: bool = True) -> AdapterMetadata:
     """Load an adapter into a model, all of it or nothing.
+
+    Args:
+        model: An :class:`AdaptedCLIP`.
+        path: See :func:`read`.
+        memory: Also fill the model's memory, where the file is a line file.
 
     Returns:
         AdapterMetadata: The file's metadata; for a published format what it holds beside the tensors.
@@ -128,6 +151,9 @@ def load_into(model: "nn.Module", path: str | Path) -> AdapterMetadata:
     """
     tensors, metadata = read(path)
     _check_architecture(model, metadata, str(path))
+    remembered = {name: tensors.pop(name) for name in list(tensors) if name.startswith(MEMORY)}
+    if remembered and memory:
+        _check_memory(model, remembered, str(path))
     expected = model.trained_state_dict()
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
@@ -153,7 +179,35 @@ def load_into(model: "nn.Module", path: str | Path) -> AdapterMetadata:
             raise ValueError(msg)
         fitted[name] = value
     model.load_state_dict(fitted)
+    if remembered and memory:
+        model.memory.load_state_dict({name.removeprefix(MEMORY): tensor for name, tensor in remembered.items()})
+        model.memory_names = tuple(metadata.get("memory_names", ()))
     return metadata
+
+
+def _check_memory(model: "nn.Module", tensors: Mapping[str, torch.Tensor], path: str) -> None:
+    """Refuse a memory that the model cannot take, before anything is changed."""
+    number = tensors[f"{MEMORY}tokens"].shape[1] if f"{MEMORY}tokens" in tensors else 0
+    if model.memory is None:
+        msg = f"line file {path!r} holds a memory of {number} normal images: build the model with few_shot=True."
+        raise ValueError(msg)
+    own = {MEMORY + name: tensor for name, tensor in model.memory.state_dict().items()}
+    wrong = sorted(own.keys() ^ tensors.keys())
+    for name in own.keys() & tensors.keys():
+        given, expected = tensors[name], own[name]
+        same = given.shape == expected.shape
+        if name == f"{MEMORY}tokens":  # [S, K, L, D], any number of images and patches
+            same = given.ndim == 4 and given.numel() > 0 and given.shape[::3] == expected.shape[::3]
+        if not (same and is_dense(given) and torch.isfinite(given).all()):
+            wrong.append(name)
+    if wrong:
+        msg = f"line file {path!r} is damaged or of another model: {', '.join(wrong)} does not fit its memory."
+        raise ValueError(msg)
+
+
+def is_line(metadata: AdapterMetadata) -> bool:
+    """Whether a file holds the memory of a line."""
+    return metadata.get("format") == LINE_FORMAT
 
 
 def read(path: str | Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
@@ -212,7 +266,7 @@ def check_backbone(path: str | Path, backbone: str, model: str) -> None:
         ValueError: If it cannot be used.
     """
     metadata = read(path)[1]
-    _check_model(metadata, model, str(path))
+    check_model(metadata, model, str(path))
     theirs = backbone_name(metadata)
     if theirs is not None and theirs != backbone and {theirs, backbone} & EMBEDDED.keys():
         msg = f"adapter {str(path)!r} was made for another model. backbone: adapter {theirs}, model {backbone}. "
@@ -240,12 +294,13 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
         raise ValueError(msg) from error
     with opened as file:
         metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-        if metadata.get("format") != FORMAT:
+        newest = _VERSIONS.get(str(metadata.get("format")))
+        if newest is None:
             msg = "it is a safetensors file, but not an adapter of this package"
             raise ValueError(msg)
         version = metadata.get("format_version")
-        if version not in range(1, FORMAT_VERSION + 1):
-            msg = f"format version {version}, this package reads 1 to {FORMAT_VERSION}: upgrade it"
+        if version not in range(1, newest + 1):
+            msg = f"format version {version}, this package reads 1 to {newest}: upgrade it"
             raise ValueError(msg)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     if digest(tensors, metadata) != metadata.get("sha256"):
@@ -311,7 +366,12 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
         raise ValueError(msg)
 
 
-def _check_model(metadata: AdapterMetadata, model: str, path: str) -> None:
+def check_model(metadata: AdapterMetadata, model: str, path: str) -> None:
+    """Refuse the adapter of another model.
+
+    Raises:
+        ValueError: If it is one; both are named.
+    """
     if metadata["model"] != model:
         msg = f"adapter {path!r} was made for the model {metadata['model']}, this is {model}: give an adapter of it, "
         msg += f"or use --model {metadata['model']}."
@@ -319,7 +379,7 @@ def _check_model(metadata: AdapterMetadata, model: str, path: str) -> None:
 
 
 def _check_architecture(model: "nn.Module", metadata: AdapterMetadata, path: str) -> None:
-    _check_model(metadata, model.model_name, path)
+    check_model(metadata, model.model_name, path)
     ours = {key: value for key, value in model.architecture().items() if key not in _MAY_DIFFER}
     theirs = {"mean": list(CLIP_MEAN), "std": list(CLIP_STD), **metadata}  # files that do not say are for OpenAI's
     different = {key: (theirs[key], value) for key, value in ours.items() if theirs.get(key, value) != value}

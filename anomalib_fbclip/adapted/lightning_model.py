@@ -5,15 +5,14 @@
 
 import logging
 import math
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 from anomalib import LearningType
-from anomalib.data import Batch
+from anomalib.data import Batch, InferenceBatch
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,13 +20,16 @@ from torch.utils.data import DataLoader
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.build import EMBEDDED, check_backbone
 from anomalib_fbclip.clip.token_cache import TokenCache
+from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
+from anomalib_fbclip.common.files import file_digest
 from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
 from anomalib_fbclip.host.module import CLIPModule
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
+from .adapter_comparison import AdapterComparison
 from .model_card import Results
-from .references import collect_references, files_in
+from .references import collect_references
 from .torch_model import AdaptedCLIP
 from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
 
@@ -55,9 +57,15 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         feature_layers: Blocks whose tokens are read, counted from 1. ``None``: the paper's, at the same relative depths
             in another tower.
         weights: Adapter: our ``.safetensors``, the published weights, or ``hf://owner/repo/file``. ``"auto"``: the
-            adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train.
+            adapter embedded with the backbone where it has one (``"tiny"``), else none. ``None``: none, train. With a
+            line file (``anomalib-fbclip setup``), each setting that is left at its default is the file's: backbone,
+            image size, memory and all that the adapter depends on. Its memory and thresholds are used unless another
+            ``k_shot`` or ``image_size``, or ``few_shot_source``, is given: the normal images are then read anew.
         source: Data set that the adapter was trained on, such as ``VisA``, where its file does not say it; a test on
             that data set then warns. Where the file says another one, this one counts.
+        init_weights: Adapter from which training starts, in the same forms as ``weights``, which is then ``None``.
+            ``None``: training starts from random values. At the end of a run that trains, the log compares the new
+            adapter with this one, or with the one embedded with the backbone, on the validation data.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Compute the paper's equations in their literal form: slower, the same values up to rounding. For those
@@ -91,13 +99,14 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     """Epochs of the paper's training."""
 
     _has_learned = False
-    _remembered: Sequence[Path] = ()
+    _takes_memory = False
 
     def __init__(
         self,
         feature_layers: Sequence[int] | None = None,
         weights: str | None = "auto",
         source: str | None = None,
+        init_weights: str | None = None,
         temperature: float = 0.07,
         smoothing_sigma: float = 4.0,
         literal: bool = False,
@@ -124,6 +133,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if few_shot_source is not None and not k_shot:
             msg = f"few_shot_source={str(few_shot_source)!r} is not used with k_shot=0: give k_shot, how many to take."
             raise ValueError(msg)
+        if init_weights is not None and weights not in {None, FROM_CHECKPOINT}:
+            msg = f"init_weights={str(init_weights)!r} is what training starts from, and with weights={str(weights)!r} "
+            msg += "nothing is trained: give weights=None (--model.weights null)."
+            raise ValueError(msg)
         self._shared = {
             "feature_layers": feature_layers,
             "temperature": temperature,
@@ -133,6 +146,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         }
         self.weights = str(weights) if weights is not None else None
         self._stated_source = source
+        self.init_weights = str(init_weights) if init_weights is not None else None
         self.learning_rate = learning_rate
         self.betas = (float(betas[0]), float(betas[1]))
         self.max_epochs = max_epochs
@@ -151,6 +165,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             **arguments: Arguments of the torch model beside those that all adapted models have.
         """
         self.model_name = model.model_name
+        arguments = self._settle(arguments)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
         # its distortions when it is made.
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
@@ -170,28 +185,73 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             )
         self._load_weights()
 
+    def _settle(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take each setting that was left at its default from the line file, where ``weights`` is one."""
+        if self.weights in {None, "auto", FROM_CHECKPOINT}:
+            return arguments
+        metadata = adapter_file.read(self.weights)[1]
+        if not adapter_file.is_line(metadata):
+            return arguments
+        adapter_file.check_model(metadata, self.model_name, self.weights)
+        stored = {**metadata, "backbone": adapter_file.backbone_name(metadata)}
+        defaults = default_values(type(self))
+        used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot}
+        settled = {
+            name: plain(stored[name]) if name in stored and value == plain(defaults.get(name)) else value
+            for name, value in used.items()
+        }
+        self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
+        for base in type(self).__mro__:
+            if issubclass(base, CLIPModule):
+                check_arguments(base.__init__, settled)
+        self._backbone = {name: settled[name] for name in self._backbone}
+        self.k_shot = settled["k_shot"]
+        self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
+        same = self.k_shot == stored["k_shot"] and settled["image_size"] == stored["image_size"]
+        self._takes_memory = same and self.few_shot_source is None
+        return {name: settled[name] for name in arguments}
+
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone; the adapter is checked first, as the backbone may be a long download."""
-        if self.weights not in {None, "auto", FROM_CHECKPOINT}:
-            check_backbone(self.hparams["backbone"])
-            adapter_file.check_backbone(self.weights, self.hparams["backbone"], self.model_name)
+        for file in (self.weights, self.init_weights):
+            if file not in {None, "auto", FROM_CHECKPOINT}:
+                check_backbone(self.hparams["backbone"])
+                adapter_file.check_backbone(file, self.hparams["backbone"], self.model_name)
         return super().load_backbone()
+
+    def _embedded_adapter(self) -> str | None:
+        """The adapter that comes with the backbone."""
+        folder = EMBEDDED.get(self.hparams["backbone"])
+        embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
+        return str(embedded) if embedded is not None and embedded.is_file() else None
 
     def _load_weights(self) -> None:
         if self.weights == "auto":
-            folder = EMBEDDED.get(self.hparams["backbone"])
-            embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
-            self.weights = str(embedded) if embedded is not None and embedded.is_file() else None
+            self.weights = self._embedded_adapter()
         if self.weights is None and self._stated_source is not None:
             msg = f"source={self._stated_source!r} says what an adapter was trained on: give weights, too."
             raise ValueError(msg)
+        if self.weights is None and self.init_weights is not None:
+            adapter_file.load_into(self.model, self.init_weights, memory=False)
         if self.weights not in {None, FROM_CHECKPOINT}:
-            metadata = self.model.load_adapter(self.weights)
+            metadata = adapter_file.load_into(self.model, self.weights, memory=self._takes_memory)
             self.source = metadata.get("source") or metadata.get("source_domain")
             if self._stated_source is not None:
                 if self.source not in {None, self._stated_source}:
                     logger.warning("source=%r counts; the adapter says %r.", self._stated_source, self.source)
                 self.source = self._stated_source
+            if adapter_file.is_line(metadata) and not self._takes_memory:
+                logger.warning(
+                    "Memory and thresholds of the line file %s, for k_shot=%d and image_size=%d, are not used with "
+                    "k_shot=%d, image_size=%d, few_shot_source=%s.",
+                    self.weights,
+                    metadata["k_shot"],
+                    metadata["image_size"],
+                    self.k_shot,
+                    self.image_size,
+                    self.few_shot_source,
+                )
+                return
             self.restore_thresholds(metadata)
 
     @property
@@ -230,6 +290,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         callbacks = [*super().configure_callbacks()]
         if self.weights is None and not any(isinstance(c, AdapterCheckpoint) for c in self.trainer.callbacks):
             callbacks.append(AdapterCheckpoint())
+        if self.weights is None and not any(isinstance(c, AdapterComparison) for c in self.trainer.callbacks):
+            callbacks.append(AdapterComparison(self.init_weights or self._embedded_adapter()))
         return callbacks
 
     def on_fit_start(self) -> None:
@@ -308,14 +370,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             return
         datamodule = getattr(self._trainer, "datamodule", None)
         transform = getattr(self.pre_processor, "transform", None)
-        images, self._remembered = collect_references(
-            self.k_shot,
-            self.few_shot_source,
-            datamodule,
-            transform,
-            self.seed,
-        )
-        self.model.remember(images.to(self.device))
+        images, files = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
+        self.model.remember(images.to(self.device), [file_digest(file) for file in files])
         logger.info("%d normal images remembered.", len(images))
 
     def on_validation_start(self) -> None:
@@ -363,7 +419,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
         """Set the thresholds from normal images, with a full memory; see :meth:`CLIPModule.calibrate`.
 
-        Images of the memory are left out: they are nearer to themselves than any other image will be.
+        Images of the memory, known by their content, are scored without what it holds of them: they are nearer to
+        themselves than any other image will be.
         """
         self.fill_memory()
         return super().calibrate(normal_source, false_alarm_rate)
@@ -374,14 +431,22 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             self.fill_memory()
         super().calibrate_once()
 
-    @property
-    def known_images(self) -> Collection[Path]:
-        """Images of the few-shot memory."""
-        if self.k_shot and not self._remembered and self.few_shot_source is not None:
-            # The memory came with a checkpoint; where its images are still there, they are known by name.
-            with suppress(OSError, ValueError):
-                return files_in(self.k_shot, self.few_shot_source)
-        return self._remembered
+    def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
+        """Score and map of an image by a memory without this image; ``None`` where it holds no other."""
+        memory, names = self.model.memory, self.model.memory_names
+        if memory is None or not names:
+            return self.score_images(images)
+        own = file_digest(path)
+        others = [place for place, name in enumerate(names) if name != own]
+        if not others:
+            return None
+        if len(others) == len(names):
+            return self.score_images(images)
+        self.model.memory = memory.part(others)
+        try:
+            return self.score_images(images)
+        finally:
+            self.model.memory = memory
 
     def calibration_state(self) -> object:
         """What thresholds from normal images depend on: also the content of the memory."""
@@ -393,7 +458,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         """Settings that thresholds hold for."""
         return {**super().calibration_settings(), "k_shot": self.k_shot}
 
-    def save_adapter(self, path: str | Path, **extra: str | float | None) -> Path:
+    def save_adapter(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.adapted.adapter_file.save`.
 
         The thresholds of a few-shot model are left out: they are for scores with a memory, which adapters do not hold.
@@ -403,6 +468,26 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         thresholds = None if self.k_shot else self.thresholds
         known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": thresholds}
         return adapter_file.save(self.model, path, **known, **extra)
+
+    def save_line(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
+        """Write a line file: the trained part, the memory of normal images, thresholds and settings.
+
+        ``weights=`` takes it alone. It holds features of the line's images and is marked as private.
+
+        Args:
+            path: File to write, with suffix ``.safetensors``.
+            **extra: Further metadata that JSON can hold.
+
+        Raises:
+            ValueError: If the model has no memory.
+        """
+        if self.model.memory is None:
+            msg = "A line file holds a memory of normal images: give k_shot and few_shot_source."
+            raise ValueError(msg)
+        self.fill_memory()
+        self.calibrate_once()
+        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
+        return adapter_file.save(self.model, path, memory=True, **known, **extra)
 
     def push_to_hub(
         self,

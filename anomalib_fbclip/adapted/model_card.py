@@ -25,6 +25,7 @@ _FACTS = {
     "local_blocks": "Visual blocks with a local path",
     "text_poolings": "Text poolings",
     "views": "Views",
+    "k_shot": "Normal images whose features it holds",
     "sha256": "SHA-256 of content",
     "versions": "Written with",
 }

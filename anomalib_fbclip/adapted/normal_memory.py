@@ -57,6 +57,17 @@ class TokenMemory(nn.Module):
             msg = "The memory holds no normal picture: call remember(images), or run test or predict by the engine."
             raise RuntimeError(msg)
 
+    @torch.no_grad()
+    def part(self, places: Sequence[int]) -> "TokenMemory":
+        """The memory of some of the images, for leave-one-out.
+
+        Args:
+            places: Places of the images in this memory, one or more.
+        """
+        part = type(self)(self.tokens.shape[0], self.tokens.shape[3])  # type: ignore[call-arg]  # as subclasses are made
+        part.tokens = self.tokens[:, list(places)]
+        return part
+
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
         """Take a memory of any number of images; keep the own one where the state dict has none."""
         stored = state_dict.get(f"{prefix}tokens")
@@ -91,6 +102,7 @@ class NormalMemory(TokenMemory):
         super().__init__(num_layers, width, dtype=torch.float16)
         self.register_buffer("layer_scale", torch.ones(num_layers))
         self.register_buffer("peak", torch.ones(()))
+        self._pairs: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
     def fill(self, tokens: Sequence[torch.Tensor]) -> None:
@@ -102,8 +114,39 @@ class NormalMemory(TokenMemory):
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
         normal = torch.stack([_left_out(patches, index) for index in range(patches.shape[1])], dim=1)  # [S, K, L]
         self.tokens = patches.half()
+        self._measure(normal)
+
+    @torch.no_grad()
+    def part(self, places: Sequence[int]) -> "NormalMemory":
+        """The memory of some of the images, as if it had been filled with these alone (up to float16 rounding).
+
+        This is what leave-one-out needs: ``layer_scale`` and ``peak`` are those of the part, too. The images are
+        compared with each other once, whatever the number of parts.
+
+        Args:
+            places: Places of the images in this memory, one or more.
+        """
+        if self._pairs is None or self._pairs[0] is not self.tokens:
+            self._pairs = (self.tokens, _pairwise(self.tokens.float()))
+        part = NormalMemory(self.tokens.shape[0], self.tokens.shape[3])
+        chosen = list(places)
+        part.tokens = self.tokens[:, chosen]
+        if len(chosen) == 1:
+            part._measure(_left_out(part.tokens.float(), 0)[:, None])  # of this class
+        else:
+            cosine = self._pairs[1][:, chosen][:, :, chosen].clone()  # [S, k, k, L]
+            cosine.diagonal(dim1=1, dim2=2).fill_(-1)
+            part._measure(1 - cosine.amax(dim=2))  # of this class
+        return part
+
+    def _measure(self, normal: torch.Tensor) -> None:
+        """Scale and peak from the distances ``[S, K, L]`` of the normal images to each other."""
         self.layer_scale = normal.mean(dim=(1, 2)).clamp(min=1e-6)
         self.peak = (normal / self.layer_scale[:, None, None]).mean(dim=0).amax(dim=-1).mean().clamp(min=1e-6)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the comparison of the images with each other out of copies and exports."""
+        return {**self.__dict__, "_pairs": None}
 
     def forward(self, tokens: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
         """What joins the abnormal logits.
@@ -145,6 +188,11 @@ def _left_out(patches: torch.Tensor, index: int) -> torch.Tensor:
     near = (places[:, None] - places).abs().amax(dim=-1) < NEAR
     cosine = (patches[:, 0] @ patches[:, 0].mT).masked_fill(near, -1)
     return 1 - cosine.amax(dim=-1)
+
+
+def _pairwise(patches: torch.Tensor) -> torch.Tensor:
+    """Largest cosine of each patch of ``[S, K, L, D]`` to any patch of each image: ``[S, K, K, L]``."""
+    return torch.stack([torch.stack([nearest(layer, image[None]) for image in layer], dim=1) for layer in patches])
 
 
 def nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:

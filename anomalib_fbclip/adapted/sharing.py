@@ -17,6 +17,7 @@ def share(
     results: Results | None = None,
     private: bool = False,
     license_name: str | None = None,
+    include_private: bool = False,
 ) -> str:
     """Put an adapter and a model card into a repository of the hub, which is made if it does not exist.
 
@@ -27,17 +28,26 @@ def share(
         private: Make a new repository private.
         license_name: Licence for the card, such as ``apache-2.0``. That of the data trained on may matter.
 
+        include_private: Also share a line file, which holds features of the line's images.
+
     Returns:
         str: ``hf://owner/name/file``, as ``weights`` takes it.
 
     Raises:
-        ValueError: If the file is not an adapter of this package, or the results cannot be read.
+        ValueError: If the file is not an adapter of this package, is private, or the results cannot be read.
         HubError: If the hub refuses or cannot be reached.
     """
     adapter = Path(adapter)
     _, metadata = adapter_file.read(adapter)
     if adapter.suffix != ".safetensors":
         msg = f"adapter {str(adapter)!r}: load it and save it with save_adapter first; what is shared is .safetensors."
+        raise ValueError(msg)
+    if metadata.get("private") and not include_private:
+        msg = (
+            f"{str(adapter)!r} is a line file: it holds features of {metadata['k_shot']} of the line's images. Share "
+            "its adapter instead (load it with weights= and call save_adapter), or give include_private=True "
+            "(--include-private)."
+        )
         raise ValueError(msg)
     place = f"hf://{repo_id}/{adapter.name}"
     card = model_card(metadata, place, results=results, license_name=license_name)

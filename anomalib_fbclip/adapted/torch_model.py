@@ -71,6 +71,9 @@ class AdaptedCLIP(nn.Module, ABC):
         few_shot: Let a memory of normal images join the text's score, see :meth:`remember`.
         literal: Compute the equations in their literal form: slower, the same values up to rounding.
 
+    Attributes:
+        memory_names: SHA-256 of the files that the memory was filled with, in its order, as far as they are known.
+
     Raises:
         ValueError: If an argument is out of range; the message holds the value.
     """
@@ -107,6 +110,7 @@ class AdaptedCLIP(nn.Module, ABC):
         self.smoothing_sigma = smoothing_sigma
         self.literal = literal
         self.memory = self.make_memory() if few_shot else None
+        self.memory_names: tuple[str, ...] = ()
         self._text_cache: tuple[object, torch.Tensor] | None = None
 
     @abstractmethod
@@ -149,7 +153,7 @@ class AdaptedCLIP(nn.Module, ABC):
             return F.normalize(joint.float(), dim=-1) @ text_features.float().T / self.temperature
 
     def make_memory(self) -> nn.Module:
-        """The empty memory of a few-shot model, with ``fill`` and ``num_images`` as :class:`NormalMemory` has them."""
+        """The empty memory of a few-shot model, with what :class:`NormalMemory` has: ``fill``, ``part``, ``tokens``."""
         return NormalMemory(len(self.feature_layers), self.clip.vision_width)
 
     def abnormal_probability(self, logit: torch.Tensor, tokens: Sequence[torch.Tensor] | None) -> torch.Tensor:
@@ -270,11 +274,12 @@ class AdaptedCLIP(nn.Module, ABC):
         with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
             return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
 
-    def remember(self, images: torch.Tensor) -> None:
+    def remember(self, images: torch.Tensor, names: Sequence[str] = ()) -> None:
         """Fill the memory of a few-shot model with normal images, instead of those before.
 
         Args:
             images: See :meth:`forward`; one image or more.
+            names: A name for each, see :attr:`memory_names`.
 
         Raises:
             RuntimeError: If the model was built without ``few_shot``.
@@ -284,9 +289,12 @@ class AdaptedCLIP(nn.Module, ABC):
             raise RuntimeError(msg)
         check_finite(images)
         self.memory.fill(self.encode_image(images))
+        self.memory_names = tuple(names)
 
     def load_adapter(self, path: str | Path) -> adapter_file.AdapterMetadata:
         """Load trained tensors: our adapter file, the model's published format, or ``hf://owner/repo/file``.
+
+        A line file fills the memory, too: build the model with ``few_shot=True``.
 
         Raises:
             FileNotFoundError: If there is no such file.

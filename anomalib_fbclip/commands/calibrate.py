@@ -10,14 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib_fbclip.adapted import adapter_file
-
-from .adapter_model import model_of
+from anomalib_fbclip.adapted.load import load_module
 
 
 def main(words: Sequence[str]) -> int:
     """Write thresholds from normal images into an adapter, at a wanted rate of false alarms."""
     parser = argparse.ArgumentParser(prog="anomalib-fbclip calibrate", description=main.__doc__)
-    parser.add_argument("weights", help="adapter: .safetensors, published weights, or hf://owner/repo/file")
+    parser.add_argument(
+        "weights",
+        help="adapter or line file: .safetensors, published weights, or hf://owner/repo/file",
+    )
     parser.add_argument("normal", type=Path, help="a normal image or a folder of them")
     parser.add_argument("--rate", type=float, default=0.05, help="wanted false-alarm rate (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="adapter to write (.safetensors)")
@@ -26,11 +28,11 @@ def main(words: Sequence[str]) -> int:
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        _, metadata = adapter_file.read(arguments.weights)
-        model = model_of(arguments.weights, metadata, arguments.backbone, arguments.pretrained)
+        metadata = adapter_file.read(arguments.weights)[1]
+        model = load_module(arguments.weights, arguments.backbone, arguments.pretrained)
         found = model.calibrate(arguments.normal, arguments.rate)
         kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
-        path = model.save_adapter(arguments.output, **kept)
+        path = (model.save_line if adapter_file.is_line(metadata) else model.save_adapter)(arguments.output, **kept)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

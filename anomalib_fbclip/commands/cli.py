@@ -18,7 +18,9 @@ COMMANDS = {
     "doctor": "anomalib_fbclip.commands.doctor:main",
     "predict": "anomalib_fbclip.commands.predict:main",
     "report": "anomalib_fbclip.commands.report:main",
+    "setup": "anomalib_fbclip.commands.setup:main",
     "share": "anomalib_fbclip.commands.share:main",
+    "watch": "anomalib_fbclip.commands.watch:main",
 }
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""
 

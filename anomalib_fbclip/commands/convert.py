@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anomalib_fbclip.adapted import adapter_file
-
-from .adapter_model import model_of
+from anomalib_fbclip.adapted.load import load_module
 
 
 def main(words: Sequence[str]) -> int:
@@ -26,7 +25,7 @@ def main(words: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         _, metadata = adapter_file.read(arguments.weights)
-        model = model_of(arguments.weights, metadata, arguments.backbone, arguments.pretrained, arguments.source)
+        model = load_module(arguments.weights, arguments.backbone, arguments.pretrained, source=arguments.source)
         kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
         path = model.save_adapter(arguments.output, **kept)
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, help="CSV file with metrics for the model card")
     parser.add_argument("--license", dest="license_name", help="licence for the model card, such as apache-2.0")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--include-private", action="store_true", help="share a line file, with its images' features")
     try:
         place = share(**vars(parser.parse_args(words)))
     except (OSError, ValueError) as error:

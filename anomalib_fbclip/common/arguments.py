@@ -48,6 +48,13 @@ def argument_names(cls: type) -> set[str]:
     return {name for parameters in signatures for name in parameters.parameters} - {"self", "args", "kwargs"}
 
 
+def default_values(cls: type) -> dict[str, Any]:
+    """Default of each argument of a class, those included that its bases take from ``**kwargs``."""
+    signatures = (signature(base.__init__) for base in reversed(cls.__mro__) if "__init__" in vars(base))  # type: ignore[misc]
+    given = (parameter for parameters in signatures for parameter in parameters.parameters.values())
+    return {parameter.name: parameter.default for parameter in given if parameter.default is not parameter.empty}
+
+
 def plain(value: Any) -> Any:  # noqa: ANN401  # any argument
     """A value in types that a checkpoint admits: paths as strings, sequences of any kind as tuples."""
     if isinstance(value, Path):

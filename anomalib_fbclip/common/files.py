@@ -1,8 +1,9 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files known by their content."""
 
+import hashlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,3 +37,8 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's content, which knows it under any name."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -5,6 +5,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,24 @@ import torch
 from anomalib import LearningType
 from anomalib.data import Batch, InferenceBatch
 from anomalib.models.components import AnomalibModule
+from torchmetrics.functional import spearman_corrcoef
 
 from anomalib_fbclip import registration
+from anomalib_fbclip.data.picture_folder import PictureFolder
 from anomalib_fbclip.host.calibration import NormalScores
 from anomalib_fbclip.host.module import CLIPModule
 from anomalib_fbclip.host.post_processing import LABELS
+from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, read_picture
 
 from .torch_model import DEFAULT_CLASS, FiSeCLIPModel
 
 logger = logging.getLogger(__name__)
+
+LEAST_IMAGES = 8
+"""From so many images on, a contradiction of text and matching counts."""
+
+CONTRADICTION = -0.2
+"""Rank correlation of text and matching below which a run is its own outlier."""
 
 
 class FiSeCLIP(CLIPModule, AnomalibModule):
@@ -48,6 +58,12 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             a grid of 37 patches, the same shares of another grid.
         reference_share: Share of the reference images, the nearest ones, that a patch's distance is averaged over.
         bank_size: Reference images that an image gets at least, as soon as so many were seen; 0: the batch alone.
+        shuffle: Match each image with ``bank_size`` images that are drawn at random from the whole run, and not with
+            its batch and the images before it, which may be sorted. Results then depend neither on the batches nor on
+            the order, which stays as it is; the drawn images are read twice. Without effect for ``bank_size=0``.
+        seed: Of that choice.
+        reference_source: Folder of good images that are references of all images beside the others, with all their
+            patches. ``None``: none.
         text_weight: How much the text raises or lowers distances, in [0, 1].
         class_weight: Weight of the class token's text probability in the image score, in [0, 1].
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
@@ -85,6 +101,9 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         neighbourhoods: Sequence[int] | None = None,
         reference_share: float = 0.3,
         bank_size: int = 16,
+        shuffle: bool = True,
+        seed: int = 0,
+        reference_source: str | None = None,
         text_weight: float = 0.8,
         class_weight: float = 0.3,
         deviations: float = 10.0,
@@ -115,6 +134,16 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             smoothing_sigma=smoothing_sigma,
             literal=literal,
         )
+        if reference_source is not None and not matching:
+            msg = f"reference_source={str(reference_source)!r} is not used with matching=False."
+            raise ValueError(msg)
+        if reference_source is not None and not Path(reference_source).expanduser().exists():
+            msg = f"reference_source={str(reference_source)!r} does not exist: give a folder of good images."
+            raise FileNotFoundError(msg)
+        self.shuffle = shuffle
+        self.seed = seed
+        self.reference_source = str(reference_source) if reference_source is not None else None
+        self._evidence: list[tuple[float, float]] = []
         self._category = DEFAULT_CLASS
         self._categories: dict[str, str] = {}
 
@@ -138,6 +167,24 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
     def on_predict_epoch_start(self) -> None:
         """Begin a new stream of images."""
         self._start()
+
+    def on_validation_epoch_end(self) -> None:
+        """Let thresholds follow; warn if the images of the run contradict each other."""
+        super().on_validation_epoch_end()
+        self._warn_of_own_outlier()
+
+    def on_test_epoch_end(self) -> None:
+        """Warn if the images of the run contradict each other."""
+        self._warn_of_own_outlier()
+
+    def on_predict_epoch_end(self) -> None:
+        """Warn if the images of the run contradict each other."""
+        self._warn_of_own_outlier()
+
+    def to_torch(self, *args, **kwargs) -> Path:
+        """Export as anomalib does, with the good images of ``reference_source``."""
+        self.fill_references()
+        return super().to_torch(*args, **kwargs)
 
     def to_onnx(self, *args: Any, **kwargs: Any) -> Path:  # noqa: ANN401
         """Export the text map alone: a graph keeps no images to match with."""
@@ -182,6 +229,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             ValueError: If there is one image only.
         """
         warn_alone, self.model.warn_alone = self.model.warn_alone, False
+        self.fill_references()
         self.model.reset()
         try:
             if self.model.matching:
@@ -205,14 +253,84 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 samples = getattr(getattr(loader, "dataset", None), "samples", None)
                 if samples is not None and "category" in samples:
                     self._categories |= dict(zip(samples["image_path"], samples["category"].astype(str), strict=True))
+        self._evidence = []
+        if self.model.matching:
+            self.fill_references()
+            if self.shuffle and self.model.bank.size:
+                self._draw_sample()
         nouns = {self.model.class_name} if self.model.class_name else set(self._categories.values()) or {self._category}
         logger.info("Prompts speak of: %s (class_name sets another word).", ", ".join(sorted(nouns)))
+
+    def fill_references(self) -> None:
+        """Read the good images of ``reference_source`` once."""
+        if self.reference_source is None or self.model.trusted is not None:
+            return
+        files = PictureFolder(self.reference_source).image_filenames
+        self.model.set_trusted([self._prepare(read_picture(file)) for file in files], self._noun())
+        logger.info("%d good images of reference_source are references.", len(files))
+
+    def _draw_sample(self) -> None:
+        """Draw the references of each category from the whole run; files that cannot be read are passed over."""
+        places: dict[str, list[tuple[Any, int]]] = {}
+        for dataset in self._datasets():
+            for index, path in enumerate(files_of(dataset)):
+                places.setdefault(self._categories.get(str(path), self._category), []).append((dataset, index))
+        for category, found in places.items():
+            generator = torch.Generator().manual_seed(self.seed)
+            images: list[torch.Tensor] = []
+            for place in torch.randperm(len(found), generator=generator).tolist():
+                if len(images) == self.model.bank.size:
+                    break
+                with suppress(*UNREADABLE):
+                    images.append(self._prepare(read_item(*found[place]).image))
+            if images:
+                self.model.set_sample(images, category)
+
+    def _datasets(self) -> list[Any]:
+        """Data sets of the loop that is running."""
+        trainer = self.trainer
+        if trainer.predicting:
+            loaders = trainer.predict_dataloaders
+        else:
+            loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
+        return [loader.dataset for loader in loaders if hasattr(loader, "dataset")]
+
+    def _prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """An image of a data set ``[3, H, W]`` as the model takes it."""
+        transform = getattr(self.pre_processor, "transform", None)
+        image = image[None].to(self.device)
+        return (image if transform is None else transform(image))[0]
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
-        return batch.update(**self.model(batch.image, categories)._asdict())
+        stages = self.model.analyse(batch.image, categories)
+        matched = stages.num_references > 0
+        text, distance = stages.refined_map.amax(dim=1)[matched], stages.distances.amax(dim=1)[matched]
+        self._evidence += list(zip(text.tolist(), distance.tolist(), strict=True))
+        return batch.update(**self.model.predict(stages, batch.image.shape[-1])._asdict())
+
+    def _warn_of_own_outlier(self) -> None:
+        """Warn where matching contradicts the text: what the text calls normal lies farthest from the references.
+
+        The method takes the references of a run for mostly normal. Where most are anomalous, or of another kind, the
+        good images are those that match nowhere. The text does not depend on the references, and tells.
+        """
+        evidence, self._evidence = self._evidence, []
+        if len(evidence) < LEAST_IMAGES:
+            return
+        text, distance = (torch.tensor(values) for values in zip(*evidence, strict=True))
+        agreement = float(spearman_corrcoef(text, distance))
+        if agreement < CONTRADICTION:
+            logger.warning(
+                "The images of this run are their own outliers: those that the text calls normal match the others "
+                "least (rank correlation %.2f over %d images). Most of them may be anomalous, or of another kind, and "
+                "the scores inverted: give reference_source, a folder of good images.",
+                agreement,
+                len(evidence),
+            )
 
 
 registration.register_models()

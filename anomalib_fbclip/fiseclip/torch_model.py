@@ -14,7 +14,7 @@ from torch import nn
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
 
-from .bank import Reference, ReferenceBank, content_keys
+from .bank import Reference, ReferenceBank, content_keys, first_of_each
 from .filtering import abnormal_probability, is_exporting, reference_mask, refine
 from .fusion import image_score, normal_limit, to_probability, weigh_by_text
 from .matching import (
@@ -143,12 +143,61 @@ class FiSeCLIPModel(nn.Module):
         self.literal = literal
         _check(self, bank_size)
         self.bank = ReferenceBank(bank_size)
+        self.sample: dict[str, Reference] = {}
+        self.trusted: Reference | None = None
         self._text_features: dict[str, torch.Tensor] = {}
         self.warn_alone = True
 
     def reset(self) -> None:
-        """Forget the images seen: what comes next is another stream."""
+        """Forget the images seen: what comes next is another stream. Trusted references stay."""
         self.bank.clear()
+        self.sample.clear()
+
+    def set_sample(self, images: Sequence[torch.Tensor], category: str = DEFAULT_CLASS) -> None:
+        """Match all images of a category with these, until :meth:`reset`, and no longer with their batch and the bank.
+
+        A random sample of a run makes the result of an image independent of its batch and of the order of the run.
+
+        Args:
+            images: Images ``[3, H, H]``, see :meth:`forward`.
+            category: See :meth:`forward`.
+        """
+        sample = self._references(images, category, trusted=False)
+        pool = sample if self.trusted is None else sample + self.trusted
+        self.sample[category] = self._rate(sample, pool)
+
+    def set_trusted(self, images: Sequence[torch.Tensor], category: str = DEFAULT_CLASS) -> None:
+        """Let images that are known to be good be references of all images, with all their patches.
+
+        Args:
+            images: Images ``[3, H, H]``, see :meth:`forward`; none: there are no such references any more.
+            category: Noun of the prompts.
+        """
+        trusted = self._references(images, category, trusted=True) if len(images) else None
+        self.trusted = None if trusted is None else self._rate(trusted, trusted)
+
+    @torch.no_grad()
+    def _references(self, images: Sequence[torch.Tensor], category: str, trusted: bool) -> Reference:
+        """Images as references, each content once; image by image, as there may be many."""
+        parts = []
+        for image in images:
+            patches, joint, _, text_map = self.encode(image[None], [category])
+            with torch.autocast(image.device.type, enabled=False):
+                refined = refine(text_map, joint, self.refinement)
+                share = 0.0 if trusted else self.filter_share
+                parts.append(Reference(content_keys(image[None]), patches, reference_mask(refined, share), refined))
+        found = parts[0]
+        for part in parts[1:]:
+            found += part
+        return found[first_of_each(found.keys)]
+
+    def _rate(self, images: Reference, pool: Reference) -> Reference:
+        """Weighted distances of references by each other, which the limit of the scale is from."""
+        with torch.autocast(images.patches.device.type, enabled=False):
+            valid = images.keys[:, None] != pool.keys
+            weighted = weigh_by_text(self._distances(images, pool, valid), images.distances, self.text_weight)
+            images.distances = weighted.masked_fill(~valid.any(dim=1)[:, None], torch.nan)
+        return images
 
     def forward(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> InferenceBatch:
         """Score images by each other and by the text.
@@ -164,9 +213,12 @@ class FiSeCLIPModel(nn.Module):
             ValueError: If the images are empty, not square, no multiple of the patch size, of another size than those
                 in the bank, or hold NaN or infinity; or if there is not one category an image.
         """
-        stages = self.analyse(images, categories)
+        return self.predict(self.analyse(images, categories), images.shape[-1])
+
+    def predict(self, stages: FiSeStages, size: int) -> InferenceBatch:
+        """Score and smoothed map ``[B, size, size]`` of analysed images."""
         grid_map = tokens_to_grid(stages.grid_map)
-        matrix = map_matrix(grid_map.shape[-1], images.shape[-1], self.smoothing_sigma).to(grid_map.device)
+        matrix = map_matrix(grid_map.shape[-1], size, self.smoothing_sigma).to(grid_map.device)
         return InferenceBatch(pred_score=stages.pred_score, anomaly_map=grid_to_map(grid_map, matrix))
 
     @torch.no_grad()
@@ -249,8 +301,8 @@ class FiSeCLIPModel(nn.Module):
     def _match(self, category: str, here: torch.Tensor, images: Reference, stages: FiSeStages) -> None:
         """Match the images at places ``here``, all of one category, and fill in their rows of ``stages``."""
         batch = images[here]
-        pool = batch
-        earlier = self.bank.get(category)
+        pool, sample = batch, self.sample.get(category)
+        earlier = self.bank.get(category) if sample is None else sample
         if earlier is not None:
             if earlier.patches.shape[1:] != batch.patches.shape[1:]:
                 msg = (
@@ -258,20 +310,29 @@ class FiSeCLIPModel(nn.Module):
                     "call reset() before images of another size."
                 )
                 raise ValueError(msg)
-            # The newest that are not in this batch, as many as the batch lacks.
-            others = earlier[~torch.isin(earlier.keys.to(batch.keys.device), batch.keys)]
-            pool = batch + others[torch.arange(min(len(others), max(0, self.bank.size - len(batch) + 1)))]
+            if sample is None:
+                # The newest that are not in this batch, as many as the batch lacks.
+                others = earlier[~torch.isin(earlier.keys.to(batch.keys.device), batch.keys)]
+                earlier = others[torch.arange(min(len(others), max(0, self.bank.size - len(batch) + 1)))]
+            pool = batch + earlier
+        if self.trusted is not None:
+            pool = pool + self.trusted  # += would add to the batch
         # An image is no reference of its own double.
         valid = batch.keys[:, None] != pool.keys
+        if sample is not None:
+            valid[:, : len(batch)] = False
         stages.num_references[here] = valid.sum(dim=1)
         distances = self._distances(batch, pool, valid)
         weighted = weigh_by_text(distances, stages.refined_map[here], self.text_weight)
         matched = valid.any(dim=1)
         batch.distances = weighted.masked_fill(~matched[:, None], torch.nan)
-        self.bank.add(category, batch)
+        if sample is None:
+            self.bank.add(category, batch)
         if not matched.all():
             self._warn_alone()
-        known = torch.cat((batch.distances, pool.distances[len(batch) :]))
+        known = pool.distances[len(batch) :]
+        if sample is None:
+            known = torch.cat((batch.distances, known))
         known = known[~known.isnan().any(dim=1)]
         if not len(known):
             return
@@ -305,7 +366,7 @@ class FiSeCLIPModel(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the images seen out of copies: a copy is another stream."""
-        return {**self.__dict__, "bank": ReferenceBank(self.bank.size), "_text_features": {}}
+        return {**self.__dict__, "bank": ReferenceBank(self.bank.size), "sample": {}, "_text_features": {}}
 
 
 def _check(model: FiSeCLIPModel, bank_size: int) -> None:

@@ -4,7 +4,7 @@
 """Thresholds without labels: from a few normal images, or a number that the user gives."""
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,14 @@ class NormalScores:
 
 def score_folder(
     source: str | Path,
-    predict: Callable[[torch.Tensor], InferenceBatch],
-    known: Collection[Path] = (),
+    predict: Callable[[torch.Tensor, Path], InferenceBatch | None],
 ) -> NormalScores:
     """Score the images of a folder one by one.
 
     Args:
         source: A normal image or a folder of them.
-        predict: Scores and maps of raw images ``[1, 3, H, W]`` in [0, 1].
-        known: Images that the model has seen, which say nothing about others; they are left out.
+        predict: Scores and maps of raw images ``[1, 3, H, W]`` in [0, 1] and their file. ``None``: the model cannot be
+            asked without what it remembers of this very image, which is left out.
 
     Raises:
         ValueError: If no image can be read.
@@ -54,28 +53,30 @@ def score_folder(
         msg = f"normal_source={str(source)!r} does not exist: give a normal image or a folder of them."
         raise FileNotFoundError(msg)
     dataset = PredictDataset(source)
-    seen = {path.resolve() for path in known}
-    given = [index for index, path in enumerate(dataset.image_filenames) if Path(path).resolve() not in seen]
-    if len(given) < len(dataset.image_filenames):
-        logger.warning(
-            "%d of the %d images of normal_source are in the few-shot memory and left out of the thresholds.",
-            len(dataset.image_filenames) - len(given),
-            len(dataset.image_filenames),
-        )
-    found = NormalScores()
-    for index in given:
+    found, left_out = NormalScores(), 0
+    for index, path in enumerate(dataset.image_filenames):
         try:
             image = read_item(dataset, index).image
         except UNREADABLE as error:
-            found.unreadable.append(f"{dataset.image_filenames[index]}: {error}")
+            found.unreadable.append(f"{path}: {error}")
             continue
-        prediction = predict(image[None])
+        prediction = predict(image[None], Path(path))
+        if prediction is None:
+            left_out += 1
+            continue
         found.scores.append(prediction.pred_score[0].float().cpu())
         found.peaks.append(prediction.anomaly_map.amax().float().cpu())
+    if left_out:
+        logger.warning(
+            "%d of the %d images of normal_source are all that the few-shot memory holds and left out of the "
+            "thresholds.",
+            left_out,
+            len(dataset.image_filenames),
+        )
     if not found.scores:
         msg = (
-            f"normal_source={str(source)!r} holds no image that can be read and is not in the few-shot memory, give "
-            f"others: {found.unreadable}"
+            f"normal_source={str(source)!r} holds no image that can be read and is not all of the few-shot memory, "
+            f"give others: {found.unreadable}"
         )
         raise ValueError(msg)
     return found

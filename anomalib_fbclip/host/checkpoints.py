@@ -97,11 +97,14 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["normal_source"] = None
     if module.weights is not None:
         checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT
+    if "init_weights" in checkpoint["hyper_parameters"]:
+        checkpoint["hyper_parameters"]["init_weights"] = None  # training has begun
     checkpoint[_KEY] = {
         "backbone": module.model.clip.name,
         "fingerprint": module.model.clip.fingerprint(),
         "image_size": module.image_size,
         "source": module.source,
+        "memory_names": list(getattr(module.model, "memory_names", ())),
     }
 
 
@@ -144,6 +147,8 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         )
         checkpoint.pop(_PRE_PROCESSOR, None)
     module.source = ours["source"]
+    if "model.memory.tokens" in checkpoint["state_dict"]:
+        module.model.memory_names = tuple(ours.get("memory_names", ()))
 
 
 def refill(module: LightningModule, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 import gc
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -346,12 +346,12 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         training, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
 
-        def predict(image: torch.Tensor) -> InferenceBatch:
+        def predict(image: torch.Tensor, path: Path) -> InferenceBatch | None:
             image = image.to(device)
-            return self.score_images(self.pre_processor.transform(image) if self.pre_processor else image)
+            return self.score_unseen(self.pre_processor.transform(image) if self.pre_processor else image, path)
 
         try:
-            return score_folder(source, predict, self.known_images)
+            return score_folder(source, predict)
         finally:
             self.model.train(training)
 
@@ -359,10 +359,15 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """Score and map of transformed images, as in a prediction."""
         return self.model(images)
 
-    @property
-    def known_images(self) -> Collection[Path]:
-        """Images that the model has seen, which say nothing about others."""
-        return ()
+    def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
+        """The same as if the model had not seen this image before; ``None`` where it knows nothing else.
+
+        Args:
+            images: One transformed image ``[1, 3, H, H]``.
+            path: Its file.
+        """
+        del path
+        return self.score_images(images)
 
     def calibration_state(self) -> object:
         """What thresholds from normal images depend on: they are found anew where it has changed."""

@@ -78,6 +78,24 @@ def check_rate(false_alarm_rate: float) -> None:
         raise ValueError(msg)
 
 
+def share_interval(hits: int, number: int) -> tuple[float, float]:
+    """95 % interval of a share that was counted (Clopper and Pearson).
+
+    Args:
+        hits: How many of ``number`` were counted.
+        number: One or more.
+
+    Example:
+        >>> low, high = share_interval(9, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.555, 0.997)
+    """
+    tail = (1 - _CONFIDENCE) / 2
+    low = _beta_quantile(tail, hits, number) if hits else 0.0
+    high = _beta_quantile(1 - tail, hits + 1, number) if hits < number else 1.0
+    return low, high
+
+
 def _beta_quantile(probability: float, k: int, number: int) -> float:
     """Quantile of Beta(k, number + 1 - k): P(Beta <= x) is P(Binomial(number, x) >= k)."""
     # log of the binomial coefficients, as their values leave the range of floats from about 1000 pictures on

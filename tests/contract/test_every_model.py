@@ -10,21 +10,19 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
-import anomalib.models
 import pytest
 import torch
-import toy
 from anomalib import LearningType
 from anomalib.cli import AnomalibCLI
 from anomalib.data import ImageBatch
 from anomalib.models import get_model, list_models
+from models import ADAPTED, CLASSES, every_adapted_model, every_model
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anomalib_fbclip
 from anomalib_fbclip import StageMaps
 from anomalib_fbclip.adapted import adapter_file, hub
-from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.commands import calibrate
 from anomalib_fbclip.host.verdicts import Confusion
 from anomalib_fbclip.pipelines.table.measure import Measure
@@ -32,13 +30,6 @@ from anomalib_fbclip.pipelines.table.pipeline import write
 from anomalib_fbclip.pipelines.table.plan import make_plan
 from anomalib_fbclip.pipelines.table.run import run_plan
 from anomalib_fbclip.registration import MODELS
-
-anomalib.models.Toy = toy.Toy  # class_path in YAML and tables is looked up there
-
-CLASSES = {**{name: getattr(anomalib_fbclip, name) for name in MODELS}, "Toy": toy.Toy}
-ADAPTED = [name for name, model in CLASSES.items() if issubclass(model, AdaptedModule)]
-every_model = pytest.mark.parametrize("name", CLASSES)
-every_adapted_model = pytest.mark.parametrize("name", ADAPTED)
 
 
 @pytest.fixture(scope="module")

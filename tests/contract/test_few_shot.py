@@ -102,11 +102,12 @@ def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, fo
     path = few.save_adapter(tmp_path / "a.safetensors")
     assert adapters.read(path)[1]["thresholds"] is None
     first = few.calibrate(folder)
-    # Pictures of the memory would find themselves in it.
-    assert first["pictures"] == 1
-    assert "2 of the 3 images of normal_source are in the few-shot memory" in caplog.text
-    with pytest.raises(ValueError, match="is not in the few-shot memory"):
-        model(k_shot=3, few_shot_source=folder).calibrate(folder)
+    # Pictures of the memory would find themselves in it: each is scored by the others, a single one is left out.
+    assert first["pictures"] == 3
+    assert model(k_shot=1, few_shot_source=folder).calibrate(folder)["pictures"] == 2
+    assert "1 of the 3 images of normal_source are all that the few-shot memory holds" in caplog.text
+    with pytest.raises(ValueError, match="is not all of the few-shot memory"):
+        model(k_shot=1, few_shot_source=folder).calibrate(folder / "0.png")
     assert few.model.memory.num_images == 2
     assert first["image"] != model().calibrate(folder)["image"]
     # Other pictures in the memory are other thresholds.

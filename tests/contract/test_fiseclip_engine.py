@@ -40,11 +40,12 @@ def test_each_run_begins_without_the_images_of_the_one_before(surfaces, engine, 
 
 
 def test_categories_of_one_data_module_are_matched_each_by_itself(surfaces, engine) -> None:
-    both = FiSeCLIP(**TINY, threshold=0.5)  # one that is found on the pictures would differ, and bend the scale
+    stream = {**TINY, "threshold": 0.5, "shuffle": False}
+    both = FiSeCLIP(**stream)  # one that is found on the pictures would differ, and bend the scale
     mixed = engine().predict(both, datamodule=surfaces(category=["wood", "leather"], num_test=4))
     assert {path.split("/")[-3] for batch in mixed for path in batch.image_path} >= {"test"}
     assert len(both.model.bank.get("wood")) == len(both.model.bank.get("leather")) == 4
-    alone = engine().predict(FiSeCLIP(**TINY, threshold=0.5), datamodule=surfaces(category="wood", num_test=4))
+    alone = engine().predict(FiSeCLIP(**stream), datamodule=surfaces(category="wood", num_test=4))
     maps = {path: one for batch in mixed for path, one in zip(batch.image_path, batch.anomaly_map, strict=True)}
     for batch in alone:
         for path, one in zip(batch.image_path, batch.anomaly_map, strict=True):
@@ -58,7 +59,7 @@ def test_predict_on_a_folder_and_on_one_picture(surfaces, engine, tmp_path, capl
     folder.mkdir()
     for index, path in enumerate(data.test_data.samples.image_path):
         shutil.copy(path, folder / f"{index}.png")
-    model = FiSeCLIP(**TINY, bank_size=3)
+    model = FiSeCLIP(**TINY, bank_size=3, shuffle=False)
     with caplog.at_level(logging.WARNING):
         batches = engine().predict(model, data_path=folder)
     # The host predicts a folder picture by picture: the first has no reference, the others have the bank.
@@ -70,6 +71,73 @@ def test_predict_on_a_folder_and_on_one_picture(surfaces, engine, tmp_path, capl
         assert batch.anomaly_map.shape[-2:] == (56, 56)
     (single,) = engine().predict(FiSeCLIP(**TINY), data_path=folder / "0.png")
     torch.testing.assert_close(_pixels([single]), _pixels(batches[:1]))
+
+
+def test_a_shuffled_run_depends_neither_on_order_nor_on_batches(surfaces, engine, tmp_path) -> None:
+    def maps(data, **settings):
+        model = FiSeCLIP(**TINY, bank_size=3, threshold=0.5, **settings)
+        batches = engine().predict(model, **data)
+        paths = [path for batch in batches for path in batch.image_path]
+        return paths, torch.cat([batch.anomaly_map for batch in batches])
+
+    whole = {"datamodule": surfaces(eval_batch_size=8)}
+    paths, expected = maps(whole)
+    assert paths == sorted(paths)
+    for size in (1, 3):
+        again, found = maps({"datamodule": surfaces(eval_batch_size=size)})
+        assert again == paths
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(maps(whole, seed=1)[1], expected, atol=1e-3)
+    assert not torch.allclose(maps(whole, shuffle=False)[1], expected, atol=1e-3)
+
+    # A folder is predicted image by image; a file that cannot be read is nobody's reference.
+    data = surfaces()
+    data.setup()
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, path in enumerate(data.test_data.samples.image_path[:4]):
+        shutil.copy(path, folder / f"{index}.png")
+    (folder / "a.png").write_text("no image")
+    assert len(maps({"data_path": folder})[0]) == 4
+
+
+def test_good_images_of_a_folder_are_references_of_all(engine, normal, tmp_path) -> None:
+    batch = {}
+    for shuffle in (True, False):
+        plain, joined = (
+            FiSeCLIP(**TINY, shuffle=shuffle, reference_share=0.9, reference_source=source) for source in (None, normal)
+        )
+        for model in (plain, joined):
+            batch[model] = engine().predict(model, data_path=normal / "0.png")[0]
+        # One image alone has no reference but the good ones, and is none of its own.
+        assert not torch.allclose(batch[plain].anomaly_map, batch[joined].anomaly_map, atol=1e-3)
+        assert len(joined.model.trusted) == 8
+        assert joined.model.trusted.kept.all()
+        # The same defect again and again is normal to itself, and far from the good images.
+        images = torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1).clone()
+        images[:, 0, 0, 0] += torch.arange(3) * 0.01
+        distances = []
+        for model in (plain, joined):
+            model.model.reset()
+            distances.append(float(model.model.analyse(images).distances.mean()))
+        assert distances[1] > 10 * distances[0]
+    model = joined
+    exported = torch.load(engine().export(model, "torch", export_root=tmp_path), weights_only=False)["model"]
+    assert len(exported.model.trusted) == 8
+    with pytest.raises(FileNotFoundError, match="reference_source='nowhere' does not exist"):
+        FiSeCLIP(**TINY, reference_source="nowhere")
+    with pytest.raises(ValueError, match="is not used with matching=False"):
+        FiSeCLIP(**TINY, reference_source=normal, matching=False)
+
+
+def test_a_run_whose_matching_contradicts_the_text_is_called_its_own_outlier(caplog) -> None:
+    model = FiSeCLIP(**TINY)
+    for distances, warned in (([9, 8, 7, 6, 5, 4, 3, 2], True), ([1, 2, 3, 4, 5, 6, 8, 7], False), ([9, 8, 7], False)):
+        caplog.clear()
+        model._evidence = [(0.1 * place, float(distance)) for place, distance in enumerate(distances)]
+        model.on_test_epoch_end()
+        assert ("their own outliers" in caplog.text) == warned
+    assert not model._evidence
 
 
 def test_checkpoints_hold_neither_backbone_nor_images(surfaces, engine, tmp_path) -> None:
@@ -90,7 +158,7 @@ def test_checkpoints_hold_neither_backbone_nor_images(surfaces, engine, tmp_path
 
 
 def test_normal_pictures_set_the_thresholds_and_are_no_references(surfaces, engine, normal, caplog) -> None:
-    strict = FiSeCLIP(**TINY, normal_source=normal, false_alarm_rate=0.12)
+    strict = FiSeCLIP(**TINY, normal_source=normal, false_alarm_rate=0.12, shuffle=False)
     with caplog.at_level(logging.WARNING):
         batches = engine().predict(strict, datamodule=surfaces())
     assert "no reference" not in caplog.text
