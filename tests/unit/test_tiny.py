@@ -12,7 +12,7 @@ import torch
 from anomalib import LearningType
 from torchmetrics.functional.classification import binary_auroc
 
-from anomalib_fbclip import FBCLIP
+from anomalib_fbclip import AFCLIP, FBCLIP, AnomalyCLIP
 from anomalib_fbclip.clip.build import EMBEDDED, read_weights
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
@@ -28,8 +28,20 @@ def model():
     return FBCLIP(backbone="tiny").eval()
 
 
-def test_both_files_stay_below_eight_megabytes():
-    assert WEIGHTS.stat().st_size + ADAPTER.stat().st_size < 8_000_000
+def test_all_files_stay_below_eight_megabytes():
+    assert sum(file.stat().st_size for file in FOLDER.glob("*.safetensors")) < 8_000_000
+
+
+@pytest.mark.parametrize(("model", "least"), [(FBCLIP, 0.9), (AFCLIP, 0.9), (AnomalyCLIP, 0.8)])
+def test_each_model_is_zero_shot_on_families_that_it_was_not_trained_on(model, least):
+    model = model(backbone="tiny").eval()
+    assert model.learning_type is LearningType.ZERO_SHOT
+    samples = [generate("wood", "hole", 144, seed=seed, variation=0.5) for seed in range(6)]
+    images = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) / 255 for sample in samples])
+    masks = torch.stack([torch.from_numpy(sample.mask) for sample in samples])
+    with torch.no_grad():
+        maps = model(images).anomaly_map.reshape(masks.shape)
+    assert float(binary_auroc(maps.flatten(), masks.flatten().int())) > least
 
 
 def test_weights_are_read_within_a_second():
