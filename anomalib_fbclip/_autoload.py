@@ -24,7 +24,7 @@ class _RegisterAfterImport:
     """A meta-path finder that wraps the loader of a host module, and steps aside for everything else."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> object:
-        """Find the host module with the finders behind this one, and wrap its loader."""
+        """Find anomalib module with the finders behind this one, and wrap its loader."""
         if fullname not in HOSTS:
             return None
         for finder in sys.meta_path:

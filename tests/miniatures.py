@@ -3,7 +3,7 @@
 
 """Miniatures of the sixteen data sets, each in the layout that it is published in.
 
-A good picture is grey noise; an anomalous one has a bright square, which its mask marks.
+A good image is grey noise; an anomalous one has a bright square, which its mask marks.
 """
 
 import csv
@@ -19,7 +19,7 @@ SIDE = 64
 
 
 def picture(path: Path, defect: bool = False) -> Path:
-    """Write a picture; each path has its own noise."""
+    """Write an image; each path has its own noise."""
     generator = np.random.default_rng(zlib.crc32(str(path).encode()))
     image = generator.integers(90, 130, (SIDE, SIDE, 3), dtype=np.uint8)
     if defect:
@@ -53,7 +53,7 @@ def mvtec(root: Path, categories: tuple[str, ...]) -> None:
 
 
 def visa(root: Path, categories: tuple[str, ...]) -> None:
-    """The download: pictures in Data/Images, the split in a CSV file, from which the host copies its own layout."""
+    """The download: images in Data/Images, the split in a CSV file, from which anomalib copies its own layout."""
     rows = []
     for category in categories:
         data = Path(category) / "Data"
@@ -69,7 +69,7 @@ def visa(root: Path, categories: tuple[str, ...]) -> None:
     (root / "split_csv").mkdir()
     with (root / "split_csv" / "1cls.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("object", "split", "label", "image", "mask"), *rows])
-    # The host takes the folder for the download only if the rest of it is there, too.
+    # anomalib takes the folder for the download only if the rest of it is there, too.
     for category in VISA_CATEGORIES:
         (root / category).mkdir(exist_ok=True)
 

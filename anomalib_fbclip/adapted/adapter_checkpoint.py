@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class AdapterCheckpoint(Callback):
     """Write ``adapter.safetensors`` after each training epoch, and tell where it is.
 
-    Also before its validation, so that a picture that cannot be read there does not take the epoch with it.
+    Also before its validation, so that an image that cannot be read there does not take the epoch with it.
 
     An adapter holds the trained tensors only (a few MB) and is what ``weights=`` takes. :class:`FBCLIP` adds this
     callback to its training runs by itself, unless the trainer has one already.

@@ -114,7 +114,7 @@ def _thresholds(stored: Mapping[str, Any] | None) -> str:
         return f"{values}: where F1 is largest on labelled validation data."
     low, high = stored["interval"]
     return (
-        f"{values}: from {stored['pictures']} normal pictures at a wanted false-alarm rate of "
+        f"{values}: from {stored['pictures']} normal images at a wanted false-alarm rate of "
         f"{stored['false_alarm_rate']:.3g}. The rate to expect is {stored['expected_rate']:.3g}, with a 95 % interval "
         f"from {low:.3g} to {high:.3g}. On other surfaces or cameras: calibrate again."
     )

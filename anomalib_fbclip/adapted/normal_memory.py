@@ -1,11 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A memory of normal patch tokens: what a few normal pictures add to the text score.
+"""A memory of normal patch tokens: what a few normal images add to the text score.
 
-This is no part of the paper. Tokens of the tapped blocks are compared with those of the normal pictures, as PatchCore
+This is no part of the paper. Tokens of the tapped blocks are compared with those of the normal images, as PatchCore
 and WinCLIP do. A patch's odds of being abnormal are multiplied by a power of its distance over the largest that the
-normal pictures have among each other. They tell it themselves, so nothing depends on the backbone.
+normal images have among each other. They tell it themselves, so nothing depends on the backbone.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ IMAGE_WEIGHT = 0.5
 """Share of the most abnormal patch's logit that joins the image's."""
 
 NEAR = 2
-"""With one picture alone, its patches nearer than this (in patches) are not compared with each other."""
+"""With one image alone, its patches nearer than this (in patches) are not compared with each other."""
 
 
 class TokenMemory(nn.Module):
@@ -54,7 +54,7 @@ class TokenMemory(nn.Module):
             RuntimeError: If the memory is empty.
         """
         if not self.num_images:
-            msg = "The memory holds no normal picture: call remember(images), or run test or predict by the engine."
+            msg = "The memory holds no normal image: call remember(images), or run test or predict by the engine."
             raise RuntimeError(msg)
 
     @torch.no_grad()
@@ -79,10 +79,10 @@ class TokenMemory(nn.Module):
 
 
 class NormalMemory(TokenMemory):
-    """Patch tokens of normal pictures, and how far normal patches lie from them.
+    """Patch tokens of normal images, and how far normal patches lie from them.
 
     The tensors are part of the state dict: checkpoints and exports carry them. Adapters do not, for an adapter is
-    shared, and the pictures of a line are not. Both weights were chosen on training families of the procedural
+    shared, and the images of a line are not. Both weights were chosen on training families of the procedural
     surfaces, see ``recipes/few_shot``.
 
     Args:
@@ -92,7 +92,7 @@ class NormalMemory(TokenMemory):
     Attributes:
         tokens: Remembered patch tokens of unit length ``[S, K, L, D]``, float16.
         layer_scale: Mean distance of normal patches in each block ``[S]``.
-        peak: Mean over the normal pictures of their largest distance, in units of ``layer_scale``.
+        peak: Mean over the normal images of their largest distance, in units of ``layer_scale``.
     """
 
     layer_scale: torch.Tensor
@@ -106,10 +106,10 @@ class NormalMemory(TokenMemory):
 
     @torch.no_grad()
     def fill(self, tokens: Sequence[torch.Tensor]) -> None:
-        """Remember normal pictures instead of those before.
+        """Remember normal images instead of those before.
 
         Args:
-            tokens: Tokens of the K pictures, for each tapped block ``[K, 1 + L, D]``, class token first.
+            tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first.
         """
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
         normal = torch.stack([_left_out(patches, index) for index in range(patches.shape[1])], dim=1)  # [S, K, L]
@@ -157,7 +157,7 @@ class NormalMemory(TokenMemory):
 
         Returns:
             torch.Tensor: ``[B, 1 + L]``. Of a patch ``3 log(distance / peak)``: 0 where it lies as far from the normal
-            patches as the farthest of a normal picture. Of the image half the largest logit of its patches.
+            patches as the farthest of a normal image. Of the image half the largest logit of its patches.
 
         Raises:
             RuntimeError: If the memory is empty.
@@ -178,7 +178,7 @@ class NormalMemory(TokenMemory):
 
 
 def _left_out(patches: torch.Tensor, index: int) -> torch.Tensor:
-    """Distances ``[S, L]`` of one picture of ``[S, K, L, D]`` to the others; of a single one to its farther patches."""
+    """Distances ``[S, L]`` of one image of ``[S, K, L, D]`` to the others; of a single one to its farther patches."""
     others = [place for place in range(patches.shape[1]) if place != index]
     if others:
         return torch.cat([1 - nearest(layer[index : index + 1], layer[others]) for layer in patches])
@@ -198,7 +198,7 @@ def _pairwise(patches: torch.Tensor) -> torch.Tensor:
 def nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     """Largest cosine of each patch ``[B, L, D]`` to any token of ``[K, M, D]``: ``[B, L]``.
 
-    Picture by picture, so that no more than one ``[B, L, M]`` is ever held.
+    Image by image, so that no more than one ``[B, L, M]`` is ever held.
     """
     best = (patches @ memory[0].T).amax(dim=-1)
     for picture in memory[1:]:

@@ -10,7 +10,7 @@ import torch
 
 
 class PanelGroup(NamedTuple):
-    """Maps of one kind, for a picture of all stages: one row for each block.
+    """Maps of one kind, for an image of all stages: one row for each block.
 
     Attributes:
         title: Heading above the group.

@@ -176,7 +176,7 @@ class AdaptedCLIP(nn.Module, ABC):
 
         Args:
             images: Images ``[B, 3, H, H]`` normalised with the backbone's statistics, H a multiple of the patch size.
-            return_stages: Also return the tensors of every stage, for pictures and for tests.
+            return_stages: Also return the tensors of every stage, for images and for tests.
 
         Returns:
             InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both probabilities.

@@ -62,7 +62,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def repeat_order(dataloader: DataLoader, seed: int) -> None:
-    """Tie the order of the pictures to the epoch, so that a run that goes on after an interruption sees the same.
+    """Tie the order of the images to the epoch, so that a run that goes on after an interruption sees the same.
 
     A sampler that has its own generator or its own epochs (as in several processes) is left alone.
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Draws the maps of every stage of a model, one picture for each image."""
+"""Draws the maps of every stage of a model, one image for each image."""
 
 import fnmatch
 import logging
@@ -29,7 +29,7 @@ _PANEL, _GAP, _MARGIN, _TOP = 1.0, 0.3, 0.75, 2.5
 
 
 class StageMaps(Callback):
-    """Write one picture of all stages for each chosen image of a test or prediction run.
+    """Write one image of all stages for each chosen image of a test or prediction run.
 
     What is drawn is the model's own: :meth:`Stages.panels` for every block, :meth:`Stages.maps` above them. For FB-CLIP
     mask, views, gates, similarity to the background prototype and to the texts, and the map without and with background
@@ -99,7 +99,7 @@ class StageMaps(Callback):
         self._draw(trainer, pl_module, batch)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the pictures are."""
+        """Say where the images are."""
         del pl_module
         if not trainer.is_global_zero:
             return
@@ -109,7 +109,7 @@ class StageMaps(Callback):
             logger.warning("StageMaps: no image matches pattern=%r, nothing was drawn.", self.pattern)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the pictures are."""
+        """Say where the images are."""
         self.on_test_end(trainer, pl_module)
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class StageMaps(Callback):
             self.paths.append(path)
 
     def _free(self, stem: Path) -> Path:
-        """A name that this run has not written yet: pictures of several categories share names."""
+        """A name that this run has not written yet: images of several categories share names."""
         path, number = stem.with_name(f"{stem.name}.png"), 1
         while path in self.paths:
             path, number = stem.with_name(f"{stem.name}_{number}.png"), number + 1
@@ -213,9 +213,9 @@ def _draw_maps(
     size, side = _TOP - 0.5, len(picture)
     colours, low, high = PROBABILITY
     memory = stages.memory_evidence
-    known = {} if memory is None else {"memory of normal pictures": tokens_to_grid(memory[:, 1:].sigmoid())}
+    known = {} if memory is None else {"memory of normal images": tokens_to_grid(memory[:, 1:].sigmoid())}
     shown: dict[str, torch.Tensor | None] = {
-        "picture" if mask is None else "picture, defect outlined": None,
+        "picture" if mask is None else "image, defect outlined": None,
         **known,
         **stages.maps(),
         f"result, smoothed; score {float(stages.pred_score[index]):.3f}": stages.anomaly_map_smoothed,  # type: ignore[index]

@@ -173,7 +173,7 @@ class FrozenCLIP(nn.Module):
         """
         self._check_images(images)
         layers = self.check_layers(layers)
-        images = images.to(self.visual.conv1.weight.dtype)  # a whole model in half precision gets float32 pictures
+        images = images.to(self.visual.conv1.weight.dtype)  # a whole model in half precision gets float32 images
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with torch.inference_mode():
                 chosen = tower(self.visual, images, layers)
@@ -234,7 +234,7 @@ class FrozenCLIP(nn.Module):
             )
             raise ValueError(msg)
         if size > LARGEST_SIDE:
-            msg = f"image_size={size}: one such picture does not fit in memory; use {LARGEST_SIDE} or less."
+            msg = f"image_size={size}: one such image does not fit in memory; use {LARGEST_SIDE} or less."
             raise ValueError(msg)
 
     def _check_images(self, images: torch.Tensor) -> None:

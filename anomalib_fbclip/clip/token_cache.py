@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class TokenCache:
-    """Tokens of chosen blocks, computed once for each picture and kept in half precision.
+    """Tokens of chosen blocks, computed once for each image and kept in half precision.
 
-    A picture is known by its normalised pixels, so another file content, size or way of resizing is another entry, as
+    An image is known by its normalised pixels, so another file content, size or way of resizing is another entry, as
     is another precision of the trainer; the backbone's fingerprint and the blocks name the folder. Files are written
     aside and renamed: an interrupted run leaves no half entry, and several processes may share a folder. A damaged
     entry is computed anew.
@@ -30,7 +30,7 @@ class TokenCache:
     Args:
         clip: Frozen backbone.
         layers: Blocks, counted from 1.
-        directory: Where the entries go. ViT-L/14 at 518 x 518 with five blocks: 14 MB a picture.
+        directory: Where the entries go. ViT-L/14 at 518 x 518 with five blocks: 14 MB an image.
         limit: Bytes that the entries of this backbone and these blocks may fill together. When they are reached, no
             more are written (said once): throwing out the oldest would throw out just what the next epoch reads first.
         encode: Images to tokens of each block, for another way through the tower. ``None``: the backbone's.
@@ -125,7 +125,7 @@ class TokenCache:
         if self._used + len(content) > self.limit:
             if not self._said_full:
                 logger.warning(
-                    "The token cache in %s is full (%.3g GB): further pictures go through the visual tower every time. "
+                    "The token cache in %s is full (%.3g GB): further images go through the visual tower every time. "
                     "Raise token_cache_limit or delete old folders.",
                     self.directory.parent,
                     self.limit / 1e9,

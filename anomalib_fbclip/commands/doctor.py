@@ -166,7 +166,7 @@ def _cached_weights(backbone: str, tag: str) -> tuple[Path, str]:
 
 
 def self_test() -> Iterator[Finding]:
-    """The embedded model on one drawn picture, with and without a planted defect: score and map must tell."""
+    """The embedded model on one drawn image, with and without a planted defect: score and map must tell."""
     import torch
 
     from anomalib_fbclip.data.procedural.generator import generate
@@ -183,7 +183,7 @@ def self_test() -> Iterator[Finding]:
     inside, outside = (float(found.anomaly_map[1].squeeze()[where].mean()) for where in (mask, ~mask))
     seconds = time.perf_counter() - begin
     text = (
-        f"embedded model, one drawn picture, {seconds:.1f} s: score {clean:.3f} without and {defective:.3f} with the "
+        f"embedded model, one drawn image, {seconds:.1f} s: score {clean:.3f} without and {defective:.3f} with the "
         f"planted defect; map {inside:.3f} inside and {outside:.3f} outside of it"
     )
     if defective > clean and inside > outside:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``AuxiliaryTransfer``: train on the labelled pictures of one data set, test on another (the zero-shot protocol)."""
+"""``AuxiliaryTransfer``: train on the labelled images of one data set, test on another (the zero-shot protocol)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +36,8 @@ class AuxiliaryTransfer(AnomalibDataModule):
             says itself.
         target_category: The same for the target. Metrics then count all categories together; for a table with a row
             for each, see ``anomalib table``.
-        sampling: ``"plain"``: each training picture once an epoch. ``"balanced"``: as many draws, with replacement, of
-            which normal and anomalous pictures are half each.
+        sampling: ``"plain"``: each training image once an epoch. ``"balanced"``: as many draws, with replacement, of
+            which normal and anomalous images are half each.
         train_batch_size: Batch size of training. The paper's is 4.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
@@ -45,7 +45,7 @@ class AuxiliaryTransfer(AnomalibDataModule):
 
     Raises:
         ValueError: If an argument is unknown; and, when set up, if both sides share a category of one data set or
-            pictures of the same content, of which one is named.
+            images of the same content, of which one is named.
 
     Example:
         >>> data = AuxiliaryTransfer("MVTecAD", "Visa", source_category="all")
@@ -84,7 +84,7 @@ class AuxiliaryTransfer(AnomalibDataModule):
 
     @property
     def name(self) -> str:
-        """Name of the target's folder: below it, the host keeps apart the pictures of several categories."""
+        """Name of the target's folder: below it, anomalib keeps apart the images of several categories."""
         root = getattr(self.targets[0], "root", None) if self.targets else None
         return Path(root).resolve().name if root else super().name
 
@@ -107,18 +107,18 @@ class AuxiliaryTransfer(AnomalibDataModule):
             self.test_data = combine(self.targets)
 
     def _create_test_split(self) -> None:
-        """Keep the target as it is: the host would fill it up from the source where it has no normal pictures."""
+        """Keep the target as it is: anomalib would fill it up from the source where it has no normal images."""
 
     def _create_val_split(self) -> None:
         if self.targets:
             super()._create_val_split()
 
     def val_dataloader(self) -> EVAL_DATALOADERS:
-        """The target's pictures; none without a target."""
+        """The target's images; none without a target."""
         return super().val_dataloader() if self.targets else []
 
     def test_dataloader(self) -> EVAL_DATALOADERS:
-        """The target's pictures.
+        """The target's images.
 
         Raises:
             ValueError: If there is no target.
@@ -129,7 +129,7 @@ class AuxiliaryTransfer(AnomalibDataModule):
         return super().test_dataloader()
 
     def train_dataloader(self) -> DataLoader:
-        """The source's pictures, in another order each epoch."""
+        """The source's images, in another order each epoch."""
         sampler = _balanced_sampler(self.train_data) if self.sampling == "balanced" else None
         return DataLoader(
             dataset=self.train_data,

@@ -58,7 +58,7 @@ BENCHMARKS = (
         "RealIAD",
         f"{_HOST}.realiad",
         "Industrial",
-        # Left alone, the host's module drops the good pictures of the test split.
+        # Left alone, anomalib's module drops the good images of the test split.
         {"root": "./datasets/Real-IAD", "resolution": 1024, "test_split_mode": "from_dir"},
     ),
     Benchmark("HeadCT", "HeadCT", None, "Medical", {"root": "./datasets/HeadCT", "category": "brain"}),

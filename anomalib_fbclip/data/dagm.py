@@ -17,18 +17,18 @@ CATEGORIES = tuple(f"Class{number}" for number in range(1, 11))
 
 
 def make_dagm_samples(root: Path, category: str, split: Split) -> DataFrame:
-    """List the pictures of one split of one class.
+    """List the images of one split of one class.
 
-    A picture is anomalous if there is a ``Label/<name>_label.PNG`` beside it.
+    An image is anomalous if there is a ``Label/<name>_label.PNG`` beside it.
 
     Args:
         root: Folder with ``Class1``, ..., ``Class10``.
         category: The class.
-        split: ``train``: the good pictures of ``Train``, since anomalib's trained models want no others; ``test``: all
+        split: ``train``: the good images of ``Train``, since anomalib's trained models want no others; ``test``: all
             of ``Test``.
 
     Raises:
-        FileNotFoundError: If the folder holds no pictures.
+        FileNotFoundError: If the folder holds no images.
     """
     folder = root / category / ("Train" if split == Split.TRAIN else "Test")
     labels = {path.stem.removesuffix("_label"): str(path) for path in (folder / "Label").glob("*_label.*")}
@@ -39,7 +39,7 @@ def make_dagm_samples(root: Path, category: str, split: Split) -> DataFrame:
         elif split == Split.TEST:
             rows.append((path, "defect", LabelName.ABNORMAL, labels[path.stem]))
     if not rows:
-        msg = f"{str(folder)!r} holds no PNG pictures: root must hold Class1/Train, Class1/Test, Class1/Test/Label, ..."
+        msg = f"{str(folder)!r} holds no PNG images: root must hold Class1/Train, Class1/Test, Class1/Test/Label, ..."
         raise FileNotFoundError(msg)
     samples = samples_from_rows(rows, split)
     samples.attrs["task"] = "segmentation"

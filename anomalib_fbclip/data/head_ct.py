@@ -16,11 +16,11 @@ LABELS = "labels.csv"
 
 
 class HeadCT(TestOnlyDataModule):
-    """The head CT haemorrhage data set as it is published: ``labels.csv`` beside a folder of numbered pictures.
+    """The head CT haemorrhage data set as it is published: ``labels.csv`` beside a folder of numbered images.
 
     Args:
-        root: Folder with ``labels.csv``; the pictures ``000.png``, ``001.png``, ... may lie at any depth below it.
-        category: What the pictures show; models with prompts for each class, such as WinCLIP, read it.
+        root: Folder with ``labels.csv``; the images ``000.png``, ``001.png``, ... may lie at any depth below it.
+        category: What the images show; models with prompts for each class, such as WinCLIP, read it.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
     """
@@ -45,7 +45,7 @@ class HeadCT(TestOnlyDataModule):
         rows = []
         for number, label in (line[:2] for line in lines[1:]):
             if int(number) not in pictures:
-                msg = f"{table} lists picture {number}, but there is no {int(number):03d}.png below {self.root}."
+                msg = f"{table} lists image {number}, but there is no {int(number):03d}.png below {self.root}."
                 raise FileNotFoundError(msg)
             abnormal = bool(int(label))
             index = LabelName.ABNORMAL if abnormal else LabelName.NORMAL

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``LabelledFolder``: pictures with labels, masks or both, all of them to test on (or to train an adapter on)."""
+"""``LabelledFolder``: images with labels, masks or both, all of them to test on (or to train an adapter on)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ Folders = str | Path | Sequence[str | Path] | None
 
 
 class LabelledFolderDataset(AnomalibDataset):
-    """The pictures of a table made by :func:`make_labelled_samples` or by a data module on this base.
+    """The images of a table made by :func:`make_labelled_samples` or by a data module on this base.
 
     Args:
         samples: Columns ``image_path, label, label_index, mask_path, split``.
@@ -35,7 +35,7 @@ class LabelledFolderDataset(AnomalibDataset):
         self.mask_threshold = mask_threshold
 
     def __getitem__(self, index: int) -> DatasetItem:
-        """Picture, label and mask; the host's own reading knows no other mask threshold than 0."""
+        """Image, label and mask; anomalib's own reading knows no other mask threshold than 0."""
         row = self.samples.iloc[index]
         if not self.mask_threshold or not row.mask_path:
             return super().__getitem__(index)
@@ -55,22 +55,22 @@ def make_labelled_samples(
     masks: Sequence[Path] = (),
     mask_suffix: str = "",
 ) -> DataFrame:
-    """List the pictures of some folders; the label of a picture is the name of its folder.
+    """List the images of some folders; the label of an image is the name of its folder.
 
     Masks are found by name and not by order, so one that is missing is named instead of shifting all others.
 
     Args:
         root: All folders lie below it.
-        normal: Folders of good pictures.
-        abnormal: Folders of anomalous pictures.
+        normal: Folders of good images.
+        abnormal: Folders of anomalous images.
         masks: Folders of masks: as many as ``abnormal``, or one for all. None: there are no masks.
-        mask_suffix: What a mask's name has after the name of its picture, such as ``_Segmentation``.
+        mask_suffix: What a mask's name has after the name of its image, such as ``_Segmentation``.
 
     Returns:
         Columns ``image_path, label, label_index, mask_path, split``.
 
     Raises:
-        FileNotFoundError: If a folder is missing or empty, a link leads nowhere, or an anomalous picture has no mask.
+        FileNotFoundError: If a folder is missing or empty, a link leads nowhere, or an anomalous image has no mask.
     """
     rows = [(path, folder.name, LabelName.NORMAL, "") for folder in normal for path in _pictures(root / folder)]
     folders = list(masks) if len(masks) != 1 else list(masks) * len(abnormal)
@@ -80,7 +80,7 @@ def make_labelled_samples(
         missing = [path.name for path in pictures if folders and path.stem + mask_suffix not in named]
         if missing:
             msg = (
-                f"{len(missing)} pictures of {str(root / folder)!r} have no mask in {str(root / folders[index])!r}, "
+                f"{len(missing)} images of {str(root / folder)!r} have no mask in {str(root / folders[index])!r}, "
                 f"such as {missing[0]}: expected {Path(missing[0]).stem + mask_suffix}.png or another format there."
             )
             raise FileNotFoundError(msg)
@@ -107,7 +107,7 @@ class TestOnlyDataModule(AnomalibDataModule):
 
     Args:
         root: Folder of the data set.
-        category: What the pictures show; models with prompts for each class, such as WinCLIP, read it.
+        category: What the images show; models with prompts for each class, such as WinCLIP, read it.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
     """
@@ -130,7 +130,7 @@ class TestOnlyDataModule(AnomalibDataModule):
         self.category = category
 
     def _create_test_split(self) -> None:
-        """Keep the pictures as they are: without normal ones, the host would look for some in a train split."""
+        """Keep the images as they are: without normal ones, anomalib would look for some in a train split."""
 
     def train_dataloader(self) -> DataLoader:
         """There is none.
@@ -140,29 +140,29 @@ class TestOnlyDataModule(AnomalibDataModule):
         """
         msg = (
             f"{self.name} has no train split. Test a zero-shot model on it, or take it as the source of "
-            f"AuxiliaryTransfer, which trains on labelled pictures."
+            f"AuxiliaryTransfer, which trains on labelled images."
         )
         raise ValueError(msg)
 
 
 class LabelledFolder(TestOnlyDataModule):
-    """Your own pictures, or any data set in folders, to test on: good ones, defective ones, masks.
+    """Your own images, or any data set in folders, to test on: good ones, defective ones, masks.
 
-    Where anomalib's ``Folder`` trains on the good pictures and cannot do without them, this takes every picture for
-    the test. Without masks the pixel metrics are missing. Without good pictures, or without defective ones, the image
+    Where anomalib's ``Folder`` trains on the good images and cannot do without them, this takes every image for
+    the test. Without masks the pixel metrics are missing. Without good images, or without defective ones, the image
     metrics are not defined: NaN with ``metrics="full"``, zero with anomalib's own; the models of this package warn.
 
     Args:
         root: Folder that the others lie in.
-        normal_dir: Folder of good pictures, or several. ``None``: there are none.
-        abnormal_dir: Folder of defective pictures, or several, such as one for each type of defect.
-        mask_dir: Folder of masks, or as many as ``abnormal_dir``. A mask is found by the name of its picture.
+        normal_dir: Folder of good images, or several. ``None``: there are none.
+        abnormal_dir: Folder of defective images, or several, such as one for each type of defect.
+        mask_dir: Folder of masks, or as many as ``abnormal_dir``. A mask is found by the name of its image.
             ``None``: there are none.
-        mask_suffix: What a mask's name has after the name of its picture, such as ``_Segmentation``.
-        mask_threshold: A mask's pixel is anomalous above this value, 0..254. 0 is what the host and the paper do; masks
+        mask_suffix: What a mask's name has after the name of its image, such as ``_Segmentation``.
+        mask_threshold: A mask's pixel is anomalous above this value, 0..254. 0 is what anomalib and the paper do; masks
             that were saved as JPEG have faint noise around each edge and want 127.
         name: Name in results. ``None``: the name of the root folder.
-        category: What the pictures show; models with prompts for each class, such as WinCLIP, read it.
+        category: What the images show; models with prompts for each class, such as WinCLIP, read it.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
 
@@ -234,7 +234,7 @@ def _pictures(folder: Path) -> list[Path]:
         msg = f"{len(broken)} links in {str(folder)!r} lead nowhere, such as {broken[0].name}: mend or remove them."
         raise FileNotFoundError(msg)
     if not paths:
-        msg = f"{str(folder)!r} holds no pictures ({', '.join(IMG_EXTENSIONS)})."
+        msg = f"{str(folder)!r} holds no images ({', '.join(IMG_EXTENSIONS)})."
         raise FileNotFoundError(msg)
     return paths
 

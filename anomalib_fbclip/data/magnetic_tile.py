@@ -40,9 +40,9 @@ class MagneticTileDataset(AnomalibDataset):
 
 
 def make_magnetic_tile_samples(root: Path, defects: Sequence[str], split: Split) -> DataFrame:
-    """List the pictures of one split.
+    """List the images of one split.
 
-    The 952 good tiles are dealt out to the five defect kinds in turn, so that runs on different kinds share no picture;
+    The 952 good tiles are dealt out to the five defect kinds in turn, so that runs on different kinds share no image;
     of each share every other tile goes to the test split.
 
     Raises:

@@ -23,13 +23,13 @@ def check_overlap(sources: Sequence[AnomalibDataModule], targets: Sequence[Anoma
         targets: Data modules that were set up; their test splits are tested on.
 
     Raises:
-        ValueError: If both share pictures, by path or by content, or a category of one data set.
+        ValueError: If both share images, by path or by content, or a category of one data set.
     """
     left, right = _pictures(sources), _pictures(targets)
     shared = sorted(left & right) or sorted(_copies(left, right))
     if shared:
         msg = (
-            f"source and target share {len(shared)} pictures, such as {shared[0]}: a model tested on what it was "
+            f"source and target share {len(shared)} images, such as {shared[0]}: a model tested on what it was "
             f"trained on tells nothing. Choose another source, other categories or other folders."
         )
         raise ValueError(msg)
@@ -60,7 +60,7 @@ def _parts(datamodules: Sequence[AnomalibDataModule]) -> set[tuple[str, str]]:
 def _copies(left: Iterable[Path], right: Iterable[Path]) -> set[Path]:
     """Files of ``right`` whose content is also in ``left``.
 
-    Sizes are compared first, then the first 64 kB, then all: of two sets of ten thousand pictures few are ever read.
+    Sizes are compared first, then the first 64 kB, then all: of two sets of ten thousand images few are ever read.
     """
     for key in (_size, _head, _content):
         by_left, by_right = _grouped(left, key), _grouped(right, key)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``PictureFolder``: pictures to predict, broken links among them."""
+"""``PictureFolder``: images to predict, broken links among them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +15,16 @@ from torch.utils.data import Dataset
 class PictureFolder(PredictDataset):
     """anomalib's ``PredictDataset``, which a link that leads nowhere does not end.
 
-    The host refuses a whole folder for one such link before any model is asked. Here it is listed as every other file,
+    anomalib refuses a whole folder for one such link before any model is asked. Here it is listed as every other file,
     and the models of this package then name it among those that cannot be read.
 
     Args:
-        path: A picture, or a folder of pictures, also in folders below it.
-        transform: Applied to each picture ``[3, H, W]`` in [0, 1].
+        path: An image, or a folder of images, also in folders below it.
+        transform: Applied to each image ``[3, H, W]`` in [0, 1].
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If it holds no pictures.
+        ValueError: If it holds no images.
 
     Example:
         >>> from anomalib_fbclip import PictureFolder
@@ -33,15 +33,15 @@ class PictureFolder(PredictDataset):
     """
 
     def __init__(self, path: str | Path, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
-        # Not the host's own, which lists the folder.
+        # Not anomalib's own, which lists the folder.
         Dataset.__init__(self)
         path = Path(path).expanduser()
         if not path.exists():
-            msg = f"path={str(path)!r} does not exist: give a picture or a folder of pictures."
+            msg = f"path={str(path)!r} does not exist: give an image or a folder of images."
             raise FileNotFoundError(msg)
         files = [path] if path.is_file() else sorted(path.glob("**/*"))
         self.image_filenames = [file for file in files if is_image_file(file)]
         self.transform = transform
         if not self.image_filenames:
-            msg = f"path={str(path)!r} holds no pictures: give a picture or a folder of pictures."
+            msg = f"path={str(path)!r} holds no images: give an image or a folder of images."
             raise ValueError(msg)

@@ -18,7 +18,7 @@ from anomalib_fbclip.registration import register_datamodules
 
 
 class ProceduralSurfacesDataset(AnomalibDataset):
-    """One split of the written pictures.
+    """One split of the written images.
 
     Args:
         folders: One folder a family, as :func:`~anomalib_fbclip.data.procedural.cache.write_family` returns them.
@@ -33,18 +33,18 @@ class ProceduralSurfacesDataset(AnomalibDataset):
 
 
 def make_samples(folders: list[Path], split: Split) -> DataFrame:
-    """List the pictures of one split.
+    """List the images of one split.
 
     Args:
         folders: One folder a family.
         split: ``train`` or ``test``.
 
     Returns:
-        Columns ``path, split, label, category, image_path, label_index, mask_path``; the mask path of a good picture
+        Columns ``path, split, label, category, image_path, label_index, mask_path``; the mask path of a good image
         is empty.
 
     Raises:
-        FileNotFoundError: If the folders hold no picture of this split.
+        FileNotFoundError: If the folders hold no image of this split.
     """
     rows = []
     for folder in folders:
@@ -61,9 +61,7 @@ def make_samples(folders: list[Path], split: Split) -> DataFrame:
                 "mask_path": "" if label == GOOD else str(mask),
             })
     if not rows:
-        msg = (
-            f"No {split.value} pictures in {[str(folder) for folder in folders]}. Remove the folders to have them made."
-        )
+        msg = f"No {split.value} images in {[str(folder) for folder in folders]}. Remove the folders to have them made."
         raise FileNotFoundError(msg)
     samples = DataFrame(rows)
     samples.attrs["task"] = "segmentation"
@@ -74,21 +72,21 @@ class ProceduralSurfaces(AnomalibDataModule):
     """Surfaces and objects with exact defect masks, drawn from a seed and cached as PNG files.
 
     The train split is normal only, unless ``train_anomalous``; the test split is half normal, half defective, all kinds
-    of defect in turn. Pictures of one family do not depend on which other families are asked for.
+    of defect in turn. Images of one family do not depend on which other families are asked for.
 
     Args:
         root: Cache folder. ``None`` uses anomalib's folder for datasets.
         category: A family, a group (``train``, ``test``, ``all``), or a list of families. ``test`` are the families
             that the embedded backbone has never seen, see
             :data:`~anomalib_fbclip.data.procedural.families.TEST_ONLY_FAMILIES`.
-        image_size: Side of the square pictures in pixels, at least 32, or the pair that ``get_datamodule`` makes
+        image_size: Side of the square images in pixels, at least 32, or the pair that ``get_datamodule`` makes
             of it.
-        num_train: Train pictures a family, at least 1.
-        num_test: Test pictures a family, at least 2.
-        train_anomalous: Whether every second train picture has a defect, with its mask: what FB-CLIP's adapter is
+        num_train: Train images a family, at least 1.
+        num_test: Test images a family, at least 2.
+        train_anomalous: Whether every second train image has a defect, with its mask: what FB-CLIP's adapter is
             trained on.
         variation: Strength of the normal variation (light, gloss, borders, marks), 0..1. 0.5 is an inspection station:
-            one part, one camera, changing light; 1 adds cast shadows, labels and edges as of free hand-held pictures.
+            one part, one camera, changing light; 1 adds cast shadows, labels and edges as of free hand-held images.
         train_batch_size: Batch size of the train loader.
         eval_batch_size: Batch size of the validation and test loaders.
         num_workers: Worker processes of the loaders.
@@ -96,11 +94,11 @@ class ProceduralSurfaces(AnomalibDataModule):
         val_augmentations: For validation images.
         test_augmentations: For test images.
         augmentations: For every stage that has none of its own.
-        test_split_mode: Defaults to ``from_dir``: the test pictures as they are.
+        test_split_mode: Defaults to ``from_dir``: the test images as they are.
         test_split_ratio: Share used by other test split modes.
         val_split_mode: Defaults to ``same_as_test``.
         val_split_ratio: Share used by other validation split modes.
-        seed: Seed of the pictures and of anomalib's splits; not negative.
+        seed: Seed of the images and of anomalib's splits; not negative.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -165,7 +163,7 @@ class ProceduralSurfaces(AnomalibDataModule):
             write_family(self.root, family, self.spec)
 
     def _setup(self, _stage: str | None = None) -> None:
-        """List the pictures; draws them first where ``prepare_data`` was not called."""
+        """List the images; draws them first where ``prepare_data`` was not called."""
         folders = [write_family(self.root, family, self.spec) for family in self.families]
         self.train_data = ProceduralSurfacesDataset(folders, Split.TRAIN)
         self.test_data = ProceduralSurfacesDataset(folders, Split.TEST)

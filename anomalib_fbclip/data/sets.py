@@ -66,7 +66,7 @@ def categories_of(datamodule: AnomalibDataModule) -> tuple[str, ...]:
     """All categories of the data set that a data module reads; empty where it knows of none."""
     if type(datamodule).__name__ in BY_CLASS:
         return BY_CLASS[type(datamodule).__name__].category_names
-    # The host lists them beside each data set, in a module of the same name.
+    # anomalib lists them beside each data set, in a module of the same name.
     path = type(datamodule).__module__.replace(".datamodules.", ".datasets.")
     try:
         return tuple(getattr(import_module(path), "CATEGORIES", ()))
@@ -152,7 +152,7 @@ _PAPER_NAMES["mvtecad"] = BY_NAME["MVTec"].class_path
 
 
 def combine(datamodules: Sequence[AnomalibDataModule]) -> AnomalibDataset:
-    """The test splits of several data modules as one, with a column that names each picture's category.
+    """The test splits of several data modules as one, with a column that names each image's category.
 
     Masks are used where all of them have some.
     """
@@ -161,7 +161,7 @@ def combine(datamodules: Sequence[AnomalibDataModule]) -> AnomalibDataset:
         return datasets[0]
     combined = copy.copy(datasets[0])
     tasks = {dataset.samples.attrs["task"] for dataset in datasets}
-    # pandas compares attributes when it concatenates; what the host needs of them is set below.
+    # pandas compares attributes when it concatenates; what anomalib needs of them is set below.
     tables = [pd.DataFrame(module.test_data.samples).assign(category=module.category) for module in datamodules]
     samples = pd.concat(tables, ignore_index=True)
     samples.attrs["task"] = tasks.pop() if len(tasks) == 1 else "classification"

@@ -12,7 +12,7 @@ import torch
 CONTRAST = 4.0
 """Steepness of the scale: half and twice the threshold's distance become 0.06 and 0.94."""
 MIN_DISTANCE = 1e-3
-"""Least distance that counts as abnormal, so that the noise between equal pictures is none."""
+"""Least distance that counts as abnormal, so that the noise between equal images is none."""
 
 
 def weigh_by_text(distances: torch.Tensor, probability: torch.Tensor, weight: float) -> torch.Tensor:

@@ -149,7 +149,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
 
     @property
     def learning_type(self) -> LearningType:
-        """``ZERO_SHOT``: the host never trains it."""
+        """``ZERO_SHOT``: anomalib never trains it."""
         return LearningType.ZERO_SHOT
 
     @staticmethod
@@ -210,7 +210,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 self.post_processor.set_thresholds(**kept)
 
     def _noun(self) -> str:
-        """What the pictures of this run show, where their table does not say it."""
+        """What the images of this run show, where their table does not say it."""
         category = getattr(getattr(self._trainer, "datamodule", None), "category", None)
         return category if isinstance(category, str) else DEFAULT_CLASS
 
@@ -244,7 +244,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             self.model.warn_alone = warn_alone
 
     def _start(self) -> None:
-        """Forget the images of the run before, and look up what the pictures of this run show."""
+        """Forget the images of the run before, and look up what the images of this run show."""
         self.model.reset()
         self._category = self._noun()
         self._categories = {}

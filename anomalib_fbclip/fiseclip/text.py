@@ -22,7 +22,7 @@ def class_text_features(clip: FrozenCLIP, class_name: str) -> torch.Tensor:
     Returns:
         torch.Tensor: ``[2, d]`` of unit length, normal first.
     """
-    # Here and not above: this imports all models of the host, which in turn import ours.
+    # Here and not above: this imports all models of anomalib, which in turn import ours.
     from anomalib.models.image.winclip.prompting import create_prompt_ensemble
 
     states = create_prompt_ensemble(class_name.replace("_", " "))

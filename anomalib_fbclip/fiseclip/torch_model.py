@@ -35,7 +35,7 @@ DEFAULT_CLASS = "object"
 
 @dataclass
 class FiSeStages:
-    """Tensors of every stage, for pictures and for tests. B images, L patches, d joint width.
+    """Tensors of every stage, for images and for tests. B images, L patches, d joint width.
 
     Attributes:
         joint: Restored patch tokens in the joint space ``[B, L, d]``.
@@ -246,7 +246,7 @@ class FiSeCLIPModel(nn.Module):
                 grid_map=refined.clone(),
                 pred_score=class_probability,
             )
-            # A recorded graph has no memory and must not depend on the pictures that it was recorded with.
+            # A recorded graph has no memory and must not depend on the images that it was recorded with.
             if self.matching and not is_exporting():
                 keys = content_keys(images)
                 names = [DEFAULT_CLASS] * len(images) if categories is None else list(categories)
@@ -361,7 +361,7 @@ class FiSeCLIPModel(nn.Module):
             self.warn_alone = False
             logger.warning(
                 "An image has no reference (it is the first of its category, and alone in its batch): it is scored by "
-                "the text alone. Give batches of two images or more. (Said once.)",
+                "the text alone. Give batches of two images or more. (Reported once.)",
             )
 
     def __getstate__(self) -> dict[str, object]:

@@ -32,7 +32,7 @@ _FOLDER = 0x10
 
 
 class NamingCheckpointIO(AnomalibCheckpointIO):
-    """The host's, which says what is wrong with a damaged file in torch's words and without its name."""
+    """anomalib's, which says what is wrong with a damaged file in torch's words and without its name."""
 
     def load_checkpoint(self, path: str | Path, *args, **kwargs) -> dict[str, Any]:
         """Load a checkpoint, see :func:`named`."""
@@ -93,7 +93,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         name: tensor for name, tensor in checkpoint["state_dict"].items() if not name.startswith(_ABSENT)
     }
     if module.calibrator.normal_source is not None:
-        # The thresholds are in the state dict; the pictures need not exist any more.
+        # The thresholds are in the state dict; the images need not exist any more.
         checkpoint["hyper_parameters"]["normal_source"] = None
     if module.weights is not None:
         checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT

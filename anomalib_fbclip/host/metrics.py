@@ -77,7 +77,7 @@ class ScoreHistogram(Metric):
         if self.regions and positive.any():
             mask = (target.reshape(-1, 1, *target.shape[-2:]) > 0).float().cpu()
             for index, image in enumerate(mask):
-                # One picture at a time: the labels of a batch are not told apart between pictures.
+                # One image at a time: the labels of a batch are not told apart between images.
                 labels = connected_components_cpu(image[None]).flatten().long().to(bins.device)
                 area = torch.bincount(labels)
                 inside = labels > 0
@@ -217,7 +217,7 @@ class FullEvaluator(Evaluator):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the batch, each picture once, also where several processes share the test."""
+        """Count the batch, each image once, also where several processes share the test."""
         del pl_module, outputs
         own = own_number(trainer, batch_idx, dataloader_idx)
         if batch.gt_label is not None and batch.pred_score is not None:

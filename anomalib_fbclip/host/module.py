@@ -257,7 +257,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         return self._predict(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Let thresholds from normal pictures follow what was trained."""
+        """Let thresholds from normal images follow what was trained."""
         self.calibrate_once()
         if self._kept is not None:
             self._kept.state = self.calibration_state()
@@ -459,7 +459,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     @staticmethod
     def configure_visualizer() -> Visualizer:
-        """Pictures as anomalib's, one for each predicted file also in nested folders: :class:`PredictionVisualizer`."""
+        """Images as anomalib's, one for each predicted file also in nested folders: :class:`PredictionVisualizer`."""
         return PredictionVisualizer()
 
     def _predict(self, batch: Batch) -> Batch:
@@ -509,7 +509,7 @@ def _warn_of_one_class(datamodules: Sequence[Any]) -> None:
         labels |= set(samples["label_index"])
     if len(labels) == 1:
         logger.warning(
-            "The test split holds %s pictures only: image metrics are not defined. metrics='full' gives NaN, "
+            "The test split holds %s images only: image metrics are not defined. metrics='full' gives NaN, "
             "anomalib's own give 0.",
             "anomalous" if labels == {1} else "normal",
         )

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Labels and masks from probabilities: a fixed scale, and a threshold that is usable from the first picture."""
+"""Labels and masks from probabilities: a fixed scale, and a threshold that is usable from the first image."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ class ProbabilityPostProcessor(PostProcessor):
     def set_thresholds(self, image: float, pixel: float, **origin: Any) -> None:  # noqa: ANN401  # plain types
         """Set both thresholds, such as :attr:`thresholds` of another.
 
-        Thresholds from normal pictures, an adapter's as well, are kept when labelled validation data come by: somebody
+        Thresholds from normal images, an adapter's as well, are kept when labelled validation data come by: somebody
         asked for them.
 
         Args:

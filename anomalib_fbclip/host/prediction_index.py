@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Writes the scores of a prediction into one table beside the pictures."""
+"""Writes the scores of a prediction into one table beside the images."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note")
 _NAMED = 20
 _DISAGREE = "where score and map disagree"
-_LEFT_OUT = "reading or transforming it, or its mask, failed when its turn came, though the picture can be read now"
+_LEFT_OUT = "reading or transforming it, or its mask, failed when its turn came, though the image can be read now"
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ class PredictionIndex(Callback):
     already.
 
     Args:
-        dirpath: Folder to write to. ``None``: that of the pictures, ``images`` in the run's folder.
+        dirpath: Folder to write to. ``None``: that of the images, ``images`` in the run's folder.
         filename: Name of the table: ``.csv``, or ``.jsonl`` for one JSON object a line.
 
     Raises:

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Several processes sharing one run: one folder for all, and each picture counted once."""
+"""Several processes sharing one run: one folder for all, and each image counted once."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 def share_folder(trainer: Trainer) -> None:
-    """Let all processes write into the first one's folder: the host makes one for each, and ``latest`` is the last's.
+    """Let all processes write into the first one's folder: anomalib makes one for each, and ``latest`` is the last's.
 
     Args:
         trainer: Trainer of several processes, which can already talk to each other.
@@ -34,9 +34,9 @@ def share_folder(trainer: Trainer) -> None:
 
 
 def own_number(trainer: Trainer, batch_idx: int, dataloader_idx: int = 0) -> int | None:
-    """How many pictures of a test batch count in this process.
+    """How many images of a test batch count in this process.
 
-    PyTorch's sampler repeats the first pictures where the last processes would have fewer than the others; repetitions
+    PyTorch's sampler repeats the first images where the last processes would have fewer than the others; repetitions
     come last, and counted twice they would change the metrics.
 
     Args:
@@ -45,7 +45,7 @@ def own_number(trainer: Trainer, batch_idx: int, dataloader_idx: int = 0) -> int
         dataloader_idx: Number of its data loader.
 
     Returns:
-        Number of pictures, the first of the batch. ``None``: all of them.
+        Number of images, the first of the batch. ``None``: all of them.
     """
     loaders = trainer.test_dataloaders
     loader = loaders[dataloader_idx] if isinstance(loaders, (list, tuple)) else loaders

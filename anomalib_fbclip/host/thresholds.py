@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A threshold from normal pictures alone, at a wanted rate of false alarms, and how sure it is."""
+"""A threshold from normal images alone, at a wanted rate of false alarms, and how sure it is."""
 
 import math
 from typing import NamedTuple
@@ -12,11 +12,11 @@ _CONFIDENCE = 0.95
 
 
 class NormalQuantile(NamedTuple):
-    """A threshold from the scores of normal pictures.
+    """A threshold from the scores of normal images.
 
     Attributes:
         threshold: An anomaly is what is greater.
-        expected_rate: False-alarm rate to expect on new normal pictures.
+        expected_rate: False-alarm rate to expect on new normal images.
         low: Lower end of the 95 % interval of that rate.
         high: Upper end of it.
     """
@@ -28,7 +28,7 @@ class NormalQuantile(NamedTuple):
 
 
 def normal_quantile(scores: torch.Tensor, false_alarm_rate: float) -> NormalQuantile:
-    """Threshold that normal pictures exceed at a wanted rate.
+    """Threshold that normal images exceed at a wanted rate.
 
     Of n independent scores, the k-th largest is exceeded by a new one with a probability that follows
     Beta(k, n + 1 - k) whatever the distribution of the scores, of mean k / (n + 1). k is the largest number that keeps
@@ -36,8 +36,8 @@ def normal_quantile(scores: torch.Tensor, false_alarm_rate: float) -> NormalQuan
     small, it is taken.
 
     Args:
-        scores: Scores of n normal pictures ``[n]``.
-        false_alarm_rate: Wanted share of normal pictures above the threshold, between 0 and 1.
+        scores: Scores of n normal images ``[n]``.
+        false_alarm_rate: Wanted share of normal images above the threshold, between 0 and 1.
 
     Returns:
         NormalQuantile: Threshold, rate to expect, and the interval in which the true rate lies for 95 of 100 such sets.
@@ -51,7 +51,7 @@ def normal_quantile(scores: torch.Tensor, false_alarm_rate: float) -> NormalQuan
     """
     check_rate(false_alarm_rate)
     if scores.numel() == 0:
-        msg = "no scores: give one normal picture or more."
+        msg = "no scores: give one normal image or more."
         raise ValueError(msg)
     ordered = scores.detach().double().flatten().sort(descending=True).values
     number = len(ordered)
@@ -63,7 +63,7 @@ def normal_quantile(scores: torch.Tensor, false_alarm_rate: float) -> NormalQuan
 
 
 def pictures_needed(false_alarm_rate: float) -> int:
-    """Normal pictures from which on a wanted rate can be kept."""
+    """Normal images from which on a wanted rate can be kept."""
     return math.ceil(1 / false_alarm_rate - 1 - 1e-9)
 
 
@@ -98,7 +98,7 @@ def share_interval(hits: int, number: int) -> tuple[float, float]:
 
 def _beta_quantile(probability: float, k: int, number: int) -> float:
     """Quantile of Beta(k, number + 1 - k): P(Beta <= x) is P(Binomial(number, x) >= k)."""
-    # log of the binomial coefficients, as their values leave the range of floats from about 1000 pictures on
+    # log of the binomial coefficients, as their values leave the range of floats from about 1000 images on
     j = torch.arange(k, dtype=torch.float64)
     total = torch.tensor(float(number), dtype=torch.float64)
     choose = torch.lgamma(total + 1) - torch.lgamma(j + 1) - torch.lgamma(total - j + 1)

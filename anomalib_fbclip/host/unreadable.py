@@ -3,9 +3,9 @@
 
 """What happens to files that cannot be read: a prediction goes on without them, any other run ends with their name.
 
-anomalib's data sets read a picture where the data loader asks for it, perhaps in a worker process, and an error there
+anomalib's data sets read an image where the data loader asks for it, perhaps in a worker process, and an error there
 ends the run, often without the name of the file. In a prediction the loader leaves such an item out instead; the main
-process compares what came with what was asked. Training and tests must not lose pictures without a word: there the
+process compares what came with what was asked. Training and tests must not lose images without a word: there the
 error is said again, with the file and what to do.
 """
 
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 logger = logging.getLogger(__name__)
 
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for files that are no picture, cut off, damaged, locked, gone or dangerously large."""
+"""What Pillow raises for files that are no image, cut off, damaged, locked, gone or dangerously large."""
 
 
 COMBINED_LOADER, DATA_SOURCE = "_combined_loader", "_data_source"
@@ -53,7 +53,7 @@ class ReadableItems:
 
 
 class NamedItems(ReadableItems):
-    """The same for runs that need every picture: an error names the file, and what to do with it."""
+    """The same for runs that need every image: an error names the file, and what to do with it."""
 
     _warned = False
 
@@ -61,7 +61,7 @@ class NamedItems(ReadableItems):
         """All items, in order.
 
         Raises:
-            ValueError: If a picture or its mask cannot be read.
+            ValueError: If an image or its mask cannot be read.
         """
         items = []
         for index in indices:
@@ -190,10 +190,10 @@ def restore(datasets: list[Any]) -> None:
 
 
 def read_item(dataset: Any, index: int) -> Any:  # noqa: ANN401  # any data set of files, any item
-    """An item of a data set whose picture was read as it is.
+    """An item of a data set whose image was read as it is.
 
     Raises:
-        ValueError: If its picture has more than eight bit a channel, which anomalib cuts off.
+        ValueError: If its image has more than eight bit a channel, which anomalib cuts off.
     """
     item = dataset[index]
     path = getattr(item, "image_path", None)
@@ -203,7 +203,7 @@ def read_item(dataset: Any, index: int) -> Any:  # noqa: ANN401  # any data set 
 
 
 def read_picture(path: str | Path) -> torch.Tensor:
-    """A picture ``[3, H, W]`` in [0, 1], read as anomalib does.
+    """An image ``[3, H, W]`` in [0, 1], read as anomalib does.
 
     Raises:
         ValueError: If it cannot be read; the file is named.
@@ -217,7 +217,7 @@ def read_picture(path: str | Path) -> torch.Tensor:
 
 
 def reason(path: Path) -> str | None:
-    """Why a picture cannot be read, in one line; ``None`` if it can."""
+    """Why an image cannot be read, in one line; ``None`` if it can."""
     try:
         _check_depth(path)
         read_image(path)
@@ -256,13 +256,13 @@ def _blame(dataset: Any, index: int) -> str | None:  # noqa: ANN401
             size = f"{read.shape[1]} x {read.shape[0]}"
             return (
                 f"The mask {str(mask)!r} of {str(row.image_path)!r} is {size} pixels, and anomalib reads none of a "
-                "single row or column: enlarge it, or leave picture and mask out."
+                "single row or column: enlarge it, or leave image and mask out."
             )
     return None
 
 
 def _warn_of_stretched_mask(item: Any) -> bool:  # noqa: ANN401
-    """Say that a mask has other proportions than its picture; it will be stretched. From the two files' heads alone."""
+    """Say that a mask has other proportions than its image; it will be stretched. From the two files' heads alone."""
     path, mask_path = getattr(item, "image_path", None), getattr(item, "mask_path", None)
     if not (isinstance(path, (str, Path)) and isinstance(mask_path, (str, Path)) and str(mask_path)):
         return False
@@ -272,9 +272,9 @@ def _warn_of_stretched_mask(item: Any) -> bool:  # noqa: ANN401
     if 1 / _STRETCH <= stretch <= _STRETCH:
         return False
     logger.warning(
-        "The mask %s is %d x %d, its picture %d x %d: it is stretched to the picture. If it was drawn on a picture "
-        "that the camera marked as rotated (EXIF), turn it back: anomalib reads pictures as they are stored. "
-        "(Said once.)",
+        "The mask %s is %d x %d, its image %d x %d: it is stretched to the image. If it was drawn on an image "
+        "that the camera marked as rotated (EXIF), turn it back: anomalib reads images as they are stored. "
+        "(Reported once.)",
         mask_path,
         mask_width,
         mask_height,

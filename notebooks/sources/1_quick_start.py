@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 # %% [markdown]
-# # Quick start: your own pictures
+# # Quick start: your own images
 #
-# Scores, labels and heat maps for a folder of pictures, without labels and without training. Set `PICTURES` to your
-# folder. While it is `None`, eight pictures of drawn wood stand in, half of them with a defect.
+# Scores, labels and heat maps for a folder of images, without labels and without training. Set `PICTURES` to your
+# folder. While it is `None`, eight images of drawn wood stand in, half of them with a defect.
 #
 # The small backbone inside the package keeps this notebook fast and free of downloads. It is for trying: for real work
 # use the paper's backbone and an adapter, `FBCLIP(weights="<adapter>")`.
@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 
 PICTURES = None
-NORMAL = None  # a folder of a few pictures that are known to be good, if you have some
+NORMAL = None  # a folder of a few images that are known to be good, if you have some
 
 # %%
 from anomalib.engine import Engine
@@ -37,7 +37,7 @@ PICTURES.name, sorted(path.name for path in PICTURES.iterdir())
 
 # %% [markdown]
 # ## Predict
-# `engine.predict` gives a score in [0, 1], a label, a map and a mask for each picture.
+# `engine.predict` gives a score in [0, 1], a label, a map and a mask for each image.
 
 # %%
 engine = Engine(default_root_dir="results", enable_progress_bar=False, logger=False)
@@ -64,7 +64,7 @@ table.sort_values("score", ascending=False).style.hide().format({"score": "{:.3f
 
 # %% [markdown]
 # ## Look
-# The scale of the maps is fixed, so a good picture stays dark.
+# The scale of the maps is fixed, so a good image stays dark.
 
 # %%
 import matplotlib.pyplot as plt
@@ -81,14 +81,14 @@ for axis in axes.flat:
     axis.axis("off")
 
 # %% [markdown]
-# ## A few good pictures help
-# `k_shot` pictures that are known to be good join the text score: their patch tokens are remembered, and what lies far
+# ## A few good images help
+# `k_shot` images that are known to be good join the text score: their patch tokens are remembered, and what lies far
 # from all of them becomes more abnormal. `few_shot_source` is their folder.
 
 # %%
 few = FBCLIP(backbone="tiny", k_shot=4, few_shot_source=NORMAL)
 again = engine.predict(few, data_path=PICTURES)
-table["score, 4 good pictures known"] = [float(score) for batch in again for score in batch.pred_score]
+table["score, 4 good images known"] = [float(score) for batch in again for score in batch.pred_score]
 table.drop(columns="label").style.hide().format(precision=3)
 
 # %% [markdown]

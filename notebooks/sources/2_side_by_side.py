@@ -7,8 +7,8 @@
 # One data module, several models, anomalib's own metrics. All runs without downloads on drawn leather, which the
 # embedded backbone has never seen. WinCLIP needs its weights: where they cannot be had, a sentence says so.
 #
-# Read the numbers as what they are: small models on a few drawn pictures. The zero-shot model has seen drawings of
-# other surfaces; Padim has a backbone with random weights here (`pre_trained=False`) and sees twelve good pictures.
+# Read the numbers as what they are: small models on a few drawn images. The zero-shot model has seen drawings of
+# other surfaces; Padim has a backbone with random weights here (`pre_trained=False`) and sees twelve good images.
 
 # %%
 import logging
@@ -32,9 +32,9 @@ def data() -> ProceduralSurfaces:
 
 MODELS = {
     "FB-CLIP, zero-shot": lambda: FBCLIP(backbone="tiny"),
-    "FB-CLIP, 4 good pictures": lambda: FBCLIP(backbone="tiny", k_shot=4),
+    "FB-CLIP, 4 good images": lambda: FBCLIP(backbone="tiny", k_shot=4),
     "FiSeCLIP, zero-shot, in batches": lambda: FiSeCLIP(backbone="tiny"),
-    "Padim, 12 good pictures, random backbone": lambda: Padim(pre_trained=False, visualizer=False),
+    "Padim, 12 good images, random backbone": lambda: Padim(pre_trained=False, visualizer=False),
     "WinCLIP, zero-shot": lambda: WinClip(class_name="leather", visualizer=False),
 }
 

@@ -4,8 +4,8 @@
 # %% [markdown]
 # # Inside FB-CLIP: every stage drawn
 #
-# One picture goes through the model; `return_stages=True` hands out the tensors of every stage on its way. The callback
-# `StageMaps` draws the same record for the pictures of a test or prediction run.
+# One image goes through the model; `return_stages=True` hands out the tensors of every stage on its way. The callback
+# `StageMaps` draws the same record for the images of a test or prediction run.
 
 # %%
 import logging
@@ -25,7 +25,7 @@ from anomalib_fbclip.data.procedural.generator import generate
 from anomalib_fbclip.fbclip.foreground import CUE_WEIGHTS, foreground_cues
 
 # %% [markdown]
-# ## The picture
+# ## The image
 # Drawn wood with a hole, and the same wood without it. The model has never seen wood.
 
 # %%
@@ -47,7 +47,7 @@ for axis, picture, title in zip(
     axis.axis("off")
 
 # %% [markdown]
-# ## All stages of the defective picture
+# ## All stages of the defective image
 # One row for each block that is read. From left to right: the foreground mask (grey is background), the three views,
 # the gates of the attention, how much each attended token resembles the background prototype, and what the text says of
 # it. Above: the map without and with background suppression, and the result.
@@ -56,7 +56,7 @@ for axis, picture, title in zip(
 draw_stages(stages, model.feature_layers, 0, sample.image / 255, sample.mask, "wood with a hole")
 
 # %% [markdown]
-# ## The same of the good picture
+# ## The same of the good image
 # All scales are fixed, so both figures can be compared panel by panel.
 
 # %%

@@ -93,7 +93,7 @@ pd.DataFrame(rows).T.style.format(precision=1)
 
 # %% [markdown]
 # ## What is refused
-# A model that is tested on what it was trained on tells nothing, so source and target may not share pictures.
+# A model that is tested on what it was trained on tells nothing, so source and target may not share images.
 
 # %%
 try:

@@ -67,7 +67,7 @@ for axis in axes.flat:
 # %% [markdown]
 # ## The filter
 # When the same defect sits in many images, matching alone takes it for normal: each copy finds the others. The filter
-# takes the copies out of the references. Here six of eight pictures have the same hole.
+# takes the copies out of the references. Here six of eight images have the same hole.
 
 
 # %%

@@ -7,7 +7,7 @@
 
 One ONNX file is written and converted as anomalib's ``export --compression_type`` converts it: FP32, FP16, and INT8
 where ``nncf`` is installed (weights only). Each is compiled to compute in float32 and in bfloat16, which OpenVINO takes
-by default where the processor can. All see the same pictures of families that the embedded adapter never saw.
+by default where the processor can. All see the same images of families that the embedded adapter never saw.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from anomalib_fbclip import FBCLIP, ProceduralSurfaces
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--number", type=int, default=12, help="pictures a family, half of them defective")
-    parser.add_argument("--size", type=int, default=224, help="side of the raw pictures in pixels")
+    parser.add_argument("--number", type=int, default=12, help="images a family, half of them defective")
+    parser.add_argument("--size", type=int, default=224, help="side of the raw images in pixels")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         root = Path(folder)

@@ -37,7 +37,7 @@ EPOCHS = 4
 
 
 def surfaces(root: Path) -> ProceduralSurfaces:
-    """Sixteen pictures of wood to train on, half of them defective."""
+    """Sixteen images of wood to train on, half of them defective."""
     return ProceduralSurfaces(
         root=root,
         category="wood",
@@ -50,7 +50,7 @@ def surfaces(root: Path) -> ProceduralSurfaces:
 
 
 def engine(folder: Path, **arguments: object) -> Engine:
-    """The host's engine, on the processor."""
+    """Anomalib's engine, on the processor."""
     return Engine(default_root_dir=folder, accelerator="cpu", devices=1, **arguments)
 
 
@@ -141,7 +141,7 @@ class TableRun:
 
 
 class TokenCacheRun:
-    """Frozen tokens of forty pictures."""
+    """Frozen tokens of forty images."""
 
     def __init__(self, shared: Path) -> None:
         del shared
@@ -171,7 +171,7 @@ class TokenCacheRun:
 
 
 class DrawnPictures:
-    """The pictures that the first command draws, of one family."""
+    """The images that the first command draws, of one family."""
 
     spec = CacheSpec(image_size=SIZE, num_train=12, num_test=12)
 
@@ -184,23 +184,23 @@ class DrawnPictures:
 
     @staticmethod
     def done(folder: Path) -> list[Path]:
-        """Pictures, which the next run draws again: a family is kept whole or not at all."""
+        """Images, which the next run draws again: a family is kept whole or not at all."""
         return list(folder.rglob("*.png"))
 
     def damaged(self, folder: Path) -> list[Path]:
-        """The family's folder, if it is there with fewer pictures than it should hold."""
+        """The family's folder, if it is there with fewer images than it should hold."""
         family = folder / self.spec.key / "wood"
         pictures = len(list(family.glob("t*/*/*.png")))
         return [family] if family.is_dir() and pictures != self.spec.num_train + self.spec.num_test else []
 
     def result(self, folder: Path) -> list[str]:
-        """Digests of all pictures, in order of their names."""
+        """Digests of all images, in order of their names."""
         files = sorted((folder / self.spec.key / "wood").rglob("*.png"))
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 class Prediction:
-    """Scores and heat maps of sixteen pictures."""
+    """Scores and heat maps of sixteen images."""
 
     def __init__(self, shared: Path) -> None:
         self.pictures = write_family(shared, "tiles", CacheSpec(image_size=SIZE, num_train=16, num_test=2)) / "train"
@@ -233,6 +233,6 @@ JOBS = {
     "training": Training,
     "table": TableRun,
     "token cache": TokenCacheRun,
-    "drawn pictures": DrawnPictures,
+    "drawn images": DrawnPictures,
     "prediction": Prediction,
 }

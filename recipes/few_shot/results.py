@@ -1,14 +1,14 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a few normal pictures add on the embedded backbone.
+"""What a few normal images add on the embedded backbone.
 
     python -m recipes.few_shot.results
     python -m recipes.few_shot.results --magnetic-tile <folder of MT_Blowhole, ..., MT_Free>
     python -m recipes.few_shot.results --families train --patch-weight 3 --image-weight 0.5
 
-Each number of pictures is measured with several choices of them (``--choices``) from the train split; the table has the
-mean over the choices and, after the sign, their standard deviation. The test pictures go through the
+Each number of images is measured with several choices of them (``--choices``) from the train split; the table has the
+mean over the choices and, after the sign, their standard deviation. The test images go through the
 backbone once, and their tokens and text scores serve all rows. The weights of the fusion are chosen with the third
 command, on training families only.
 """
@@ -85,10 +85,10 @@ def scores(model: FBCLIP, test: Encoded, few_shot: bool) -> list[float]:
 
 
 def measure(datamodules: list[AnomalibDataModule], shots: list[int], choices: int) -> None:
-    """Log one table: a row for each number of pictures, means over the data modules."""
+    """Log one table: a row for each number of images, means over the data modules."""
     model = FBCLIP(backbone="tiny", k_shot=1, visualizer=False).eval()
     tests = [encode(model, datamodule) for datamodule in datamodules]
-    logger.info("| normal pictures | %s |\n|---|---|---|---|", " | ".join(COLUMNS))
+    logger.info("| normal images | %s |\n|---|---|---|---|", " | ".join(COLUMNS))
     for shot in shots:
         rows = []
         for choice in range(choices if shot else 1):
@@ -109,9 +109,9 @@ def measure(datamodules: list[AnomalibDataModule], shots: list[int], choices: in
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shots", type=int, nargs="*", default=[0, 1, 2, 4, 8], help="numbers of normal pictures")
-    parser.add_argument("--choices", type=int, default=3, help="choices of the pictures")
-    parser.add_argument("--each", type=int, default=40, help="test pictures of each family")
+    parser.add_argument("--shots", type=int, nargs="*", default=[0, 1, 2, 4, 8], help="numbers of normal images")
+    parser.add_argument("--choices", type=int, default=3, help="choices of the images")
+    parser.add_argument("--each", type=int, default=40, help="test images of each family")
     parser.add_argument("--variation", type=float, default=0.5, help="strength of the normal variation, 0..1")
     parser.add_argument("--families", default="test", choices=list(GROUPS), help="group of families")
     parser.add_argument("--patch-weight", type=float, default=fusion.PATCH_WEIGHT, help="other weight of patches")
@@ -128,7 +128,7 @@ def main() -> None:
         datamodules = [MagneticTile(root=root, category=defect, eval_batch_size=16) for defect in DEFECTS]
     else:
         logger.info(
-            "\n%s families, variation %g, %d pictures each, seed %d, percent",
+            "\n%s families, variation %g, %d images each, seed %d, percent",
             arguments.families.capitalize(),
             arguments.variation,
             arguments.each,

@@ -97,7 +97,7 @@ def main() -> None:
         default=list(TEST_ONLY_FAMILIES),
         help="or 'train' for those of tuning",
     )
-    parser.add_argument("--each", type=int, default=40, help="pictures of each family")
+    parser.add_argument("--each", type=int, default=40, help="images of each family")
     parser.add_argument("--variation", type=float, default=0.5, help="strength of the generator's normal variation")
     parser.add_argument("--tiles", help="folder of the magnetic tile data set")
     parser.add_argument("--rows", nargs="+", help="first words of the rows to measure; all without")
@@ -112,7 +112,7 @@ def main() -> None:
     families = [name for group in arguments.families for name in GROUPS.get(group, (group,))]
     if arguments.each:
         sets = {family: surfaces(family, arguments.each, arguments.variation) for family in families}
-        title = f"Procedural surfaces, variation {arguments.variation:g}, seed {SEED}, {arguments.each} pictures each"
+        title = f"Procedural surfaces, variation {arguments.variation:g}, seed {SEED}, {arguments.each} images each"
         table(title, models, sets)
     if arguments.tiles:
         # The defect's name, which is the folder's, would tell the text what to look for.

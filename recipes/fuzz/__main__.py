@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Random damage to adapters, weights, settings and pictures: each try succeeds, or ends in a clean error.
+"""Random damage to adapters, weights, settings and images: each try succeeds, or ends in a clean error.
 
     python -m recipes.fuzz --minutes 10
     python -m recipes.fuzz --seed 3 --minutes 1          # other tries

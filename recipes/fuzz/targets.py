@@ -101,7 +101,7 @@ def weights(rng: random.Random, folder: Path) -> str:
 
 
 def settings(rng: random.Random, folder: Path) -> str:
-    """Arguments of a constructor, and then one picture."""
+    """Arguments of a constructor, and then one image."""
     del folder
     model = rng.choice((FBCLIP, FiSeCLIP))
     parameters = inspect.signature(model.__init__).parameters
@@ -115,14 +115,14 @@ def settings(rng: random.Random, folder: Path) -> str:
 
 
 def picture(rng: random.Random, folder: Path) -> str:
-    """Bytes of a picture."""
+    """Bytes of an image."""
     kind = rng.choice(("png", "jpeg", "bmp", "tiff", "webp", "ppm", "gif"))
     mode = rng.choice({"jpeg": ("RGB", "L", "CMYK"), "ppm": ("RGB", "L", "1")}.get(kind, ("RGB", "L", "P", "1")))
     noise = np.random.default_rng(rng.randrange(2**32)).integers(0, 255, (17, 23, 3), np.uint8)
     buffer = BytesIO()
     Image.fromarray(noise).convert(mode).save(buffer, kind)
     # Pillow knows a file by its content: the ending need not be right.
-    path = folder / f"picture.{rng.choice(('png', 'jpg', 'tif'))}"
+    path = folder / f"image.{rng.choice(('png', 'jpg', 'tif'))}"
     path.write_bytes(_damage(rng, buffer.getvalue()))
 
     def read() -> None:
@@ -150,7 +150,7 @@ def _embedded_weights() -> dict[str, torch.Tensor]:
 def _score(model: type[FBCLIP | FiSeCLIP], chosen: dict[str, Any]) -> None:
     built = model(**{"backbone": "tiny", "image_size": _SIZE, **chosen})
     if getattr(built, "k_shot", 0):
-        return  # It needs pictures, which only a run reads.
+        return  # It needs images, which only a run reads.
     with torch.no_grad():
         size = built.image_size
         prediction = built.eval().model(torch.rand(2, 3, size, size))

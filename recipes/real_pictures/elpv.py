@@ -22,7 +22,7 @@ def write_folders(target: Path, every: int) -> dict[str, int]:
     """Copy every ``every``-th cell of the package, where its label is certain.
 
     Returns:
-        Number of pictures by folder.
+        Number of images by folder.
     """
     count = dict.fromkeys(FOLDERS.values(), 0)
     with as_file(files("elpv_dataset") / "data") as data:

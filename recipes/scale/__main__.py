@@ -1,11 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Memory and time of one run over many pictures.
+"""Memory and time of one run over many images.
 
-    python -m recipes.scale                        # 10 000 pictures, predict: scores, heat maps, index
+    python -m recipes.scale                        # 10 000 images, predict: scores, heat maps, index
     python -m recipes.scale --what test            # all metrics of the table, with masks
-    python -m recipes.scale --number 500 --size 56 --pictures none
+    python -m recipes.scale --number 500 --size 56 --images none
 
 A hundred drawings of 96 pixels, half of them defective, under as many names as are asked for. Memory is the largest
 that the process ever held, so it can only grow; what to look for is where it stops.
@@ -35,7 +35,7 @@ DRAWINGS = 100
 
 
 def draw(root: Path, number: int) -> None:
-    """``good`` and ``bad`` pictures, and the masks of the bad ones, by name."""
+    """``good`` and ``bad`` images, and the masks of the bad ones, by name."""
     drawn = write_family(root / "drawn", "wood", CacheSpec(image_size=96, num_train=1, num_test=DRAWINGS))
     sources = sorted((drawn / "test").rglob("*.png"))
     for index in range(number):
@@ -114,12 +114,12 @@ def main() -> None:
             engine.test(model, datamodule=data)
         written = len(list((root / "results").rglob("*.png")))
 
-    table = Table("pictures", "seconds", "a picture, ms", "peak memory, MB")
+    table = Table("pictures", "seconds", "an image, ms", "peak memory, MB")
     for seen, moment, peak in watch.rows:
         seconds = moment - begin
         table.add_row(str(seen), f"{seconds:.1f}", f"{1000 * seconds / seen:.1f}", f"{peak:.0f}")
     Console().print(table)
-    Console().print(f"{options.what}, {options.number} pictures, {options.size} px, {written} heat maps on disk")
+    Console().print(f"{options.what}, {options.number} images, {options.size} px, {written} heat maps on disk")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 """The whole recipe of the embedded backbone and its adapter: train both, then print the tables of their page.
 
     python -m recipes.tiny_clip
-    python -m recipes.tiny_clip --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv 4    # real pictures, too
+    python -m recipes.tiny_clip --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv 4    # real images, too
     python -m recipes.tiny_clip --minutes 0.5 --steps 2 --each 4    # a dry run
 
 What is written goes over the files inside the package; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=70, help="of the backbone's training, on two cores")
     parser.add_argument("--steps", type=int, default=90, help="updates of the adapter and of each ablation")
-    parser.add_argument("--each", type=int, default=40, help="pictures of each unseen family in the tables")
+    parser.add_argument("--each", type=int, default=40, help="images of each unseen family in the tables")
     parser.add_argument("--draws", type=int, default=1, help="draws of them; the tables of the package's page had more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set, to be measured at the end")

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Batches for the recipe: made on the fly, a little wilder than the data module's pictures."""
+"""Batches for the recipe: made on the fly, a little wilder than the data module's images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recipes.tiny_clip.captions import caption
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 VARIATIONS = (0.5, 1.0)
-"""Strengths of the normal variation, as often one as the other: an inspection station and free pictures."""
+"""Strengths of the normal variation, as often one as the other: an inspection station and free images."""
 
 
 class Batch(NamedTuple):
@@ -38,7 +38,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, str, str]:
-    """One training picture: mixtures of two textures, several defects, zoomed crops."""
+    """One training image: mixtures of two textures, several defects, zoomed crops."""
     family = str(rng.choice(TRAIN_FAMILIES))
     full = round(size * rng.uniform(1.1, 1.6)) if rng.random() < 0.3 else size
     variation = float(rng.choice(VARIATIONS))
@@ -65,7 +65,7 @@ def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
 
 
 def make_batch(rng: np.random.Generator, count: int, size: int) -> Batch:
-    """Draw ``count`` training pictures of ``size`` pixels, about 60 % with a defect."""
+    """Draw ``count`` training images of ``size`` pixels, about 60 % with a defect."""
     images, masks, kinds, texts, families = [], [], [], [], []
     while len(images) < count:
         image, mask, family, kind = _picture(rng, size)
@@ -93,7 +93,7 @@ def unseen_set(
     size: int = 224,
     seed: int = 2026,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Half good, half defective pictures of each family.
+    """Half good, half defective images of each family.
 
     Returns:
         ``(images uint8 [M, S, S, 3], masks bool [M, S, S], families [M])``.

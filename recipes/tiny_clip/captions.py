@@ -48,7 +48,7 @@ TEMPLATES = (
     ),
     *("a photo of a large {}.", "a photo of the large {}.", "a photo of the {} for visual inspection."),
     *("a photo of a {} for visual inspection.", "a photo of the {} for anomaly detection."),
-    *("a photo of a {} for anomaly detection.", "a picture of a {}.", "an image of a {}.", "this is a photo of a {}."),
+    *("a photo of a {} for anomaly detection.", "an image of a {}.", "an image of a {}.", "this is a photo of a {}."),
     *(
         "there is a {} in the scene.",
         "a photo of one {}.",
@@ -98,7 +98,7 @@ EXTRA_WORDS = (
 
 
 def caption(family: str, kind: str, rng: np.random.Generator) -> str:
-    """Describe a picture, as in ``a photo of a brushed metal surface with a scratch.``.
+    """Describe an image, as in ``a photo of a brushed metal surface with a scratch.``.
 
     Args:
         family: One of ``FAMILIES``.

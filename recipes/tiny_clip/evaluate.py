@@ -33,7 +33,7 @@ def similarity(model: CLIP, vocabulary: Vocabulary, images: np.ndarray, size: in
     """Zero-shot maps and scores: mean over the blocks of softmax(cos / 0.07), smoothed.
 
     Returns:
-        ``(maps [M, S, S], class-token scores [M])`` at the pictures' own size S.
+        ``(maps [M, S, S], class-token scores [M])`` at the images' own size S.
     """
     _, text = text_features(model, *vocabulary(list(FBCLIP_PROMPTS)), causal)
     maps, scores = [], []
@@ -75,7 +75,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("weights", help="a clip.safetensors")
-    parser.add_argument("--each", type=int, default=100, help="pictures of each family")
+    parser.add_argument("--each", type=int, default=100, help="images of each family")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(2)

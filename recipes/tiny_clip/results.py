@@ -1,12 +1,12 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Measure the committed weights through anomalib's engine: unseen families, ablations, controls, real pictures.
+"""Measure the committed weights through anomalib's engine: unseen families, ablations, controls, real images.
 
     python -m recipes.tiny_clip.results
     python -m recipes.tiny_clip.results --magnetic-tile <folder of MT_Blowhole, ..., MT_Free> --elpv 4
 
-The rows of the ablations are trained by the recipe of the adapter, with the same pictures and the same number of
+The rows of the ablations are trained by the recipe of the adapter, with the same images and the same number of
 updates (``--steps``), once, into ``--work``.
 """
 
@@ -91,13 +91,13 @@ def test(model: FBCLIP, datamodule: AnomalibDataModule) -> dict[str, float]:
 
 
 def surfaces(family: str, each: int, variation: float, seed: int = SEED) -> ProceduralSurfaces:
-    """The unseen family's test pictures."""
+    """The unseen family's test images."""
     settings = {"num_train": 1, "num_test": each, "variation": variation, "seed": seed, "eval_batch_size": 16}
     return ProceduralSurfaces(category=family, **settings)
 
 
 def baseline(datamodule: AnomalibDataModule) -> dict[str, float]:
-    """Local contrast on the pictures at their own size, by the same metrics."""
+    """Local contrast on the images at their own size, by the same metrics."""
     datamodule.prepare_data()
     datamodule.setup("test")
     image, pixel = ImageScores(), ScoreHistogram(regions=True)
@@ -116,17 +116,17 @@ def line(name: str, values: Iterable[float]) -> str:
 
 
 def unseen(models: dict[str, FBCLIP], each: int, variation: float, number: int) -> None:
-    """Log the tables of the unseen families: mean over the draws of the pictures, and the first model's single draws.
+    """Log the tables of the unseen families: mean over the draws of the images, and the first model's single draws.
 
     Args:
         models: Rows of the table; local contrast is added.
-        each: Pictures of each family and draw.
+        each: Images of each family and draw.
         variation: Strength of the generator's normal variation.
-        number: Draws, with the seeds 0, 1, ...; all rows see the same pictures.
+        number: Draws, with the seeds 0, 1, ...; all rows see the same images.
     """
     heads = [f"{family} I/P/O" for family in (*TEST_ONLY_FAMILIES, "mean")]
     settings = (variation, each, number)
-    logger.info("\nUnseen families, variation %g, %d pictures each, mean over %d draws of them, percent;", *settings)
+    logger.info("\nUnseen families, variation %g, %d images each, mean over %d draws of them, percent;", *settings)
     logger.info("I/P/O: image AUROC / pixel AUROC / AUPRO")
     logger.info("| model | %s |\n|---%s|", " | ".join(heads), "|---" * len(heads))
     measured = {}
@@ -174,7 +174,7 @@ def elpv(model: FBCLIP, every: int) -> None:
         "\nelpv-dataset (real, image labels only; probability 1 is defective, 0 is good), cells ::%d, percent",
         every,
     )
-    logger.info("| cells | pictures | image AUROC |\n|---|---|---|")
+    logger.info("| cells | images | image AUROC |\n|---|---|---|")
     scores = []
     for start in range(0, len(images), 16):
         pictures = np.stack([cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) for image in images[start : start + 16]])
@@ -191,11 +191,11 @@ def elpv(model: FBCLIP, every: int) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, default=40, help="pictures of each unseen family")
+    parser.add_argument("--each", type=int, default=40, help="images of each unseen family")
     parser.add_argument("--steps", type=int, default=STEPS, help="updates of the rows trained for the table")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="rows trained for the table")
     parser.add_argument("--variations", type=float, nargs="*", default=list(VARIATIONS))
-    parser.add_argument("--draws", type=int, default=8, metavar="N", help="draws of the pictures, seeds 0 to N - 1")
+    parser.add_argument("--draws", type=int, default=8, metavar="N", help="draws of the images, seeds 0 to N - 1")
     parser.add_argument("--train-only", action="store_true", help="train the table's rows and stop")
     parser.add_argument("--magnetic-tile", help="folder of the magnetic tile data set")
     parser.add_argument(

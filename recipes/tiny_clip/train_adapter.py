@@ -141,7 +141,7 @@ def train(
     Args:
         model: Model to train, in place.
         steps: Number of updates.
-        seed: Seed of start and pictures.
+        seed: Seed of start and images.
         log_every: Steps between two lines.
 
     Returns:
@@ -193,7 +193,7 @@ def train(
 
 
 def held_out(each: int = 8, size: int = 224, seed: int = 77, variation: float = 0.5) -> tuple[np.ndarray, ...]:
-    """Pictures of the training families that no training sees: what settings are chosen by.
+    """Images of the training families that no training sees: what settings are chosen by.
 
     Returns:
         ``(images uint8 [M, S, S, 3], masks bool [M, S, S], families [M])``.
@@ -217,14 +217,14 @@ def measure(
 ) -> dict[str, float]:
     """Image AUROC, pixel AUROC and AUPRO, mean over the families, at an input size.
 
-    Not over all pictures together: that would reward levels that agree between families and miss what a training
+    Not over all images together: that would reward levels that agree between families and miss what a training
     spoils within them.
 
     Args:
         model: Model in evaluation mode.
         images: uint8 ``[M, S, S, 3]``.
         masks: bool ``[M, S, S]``.
-        families: Family of each picture ``[M]``.
+        families: Family of each image ``[M]``.
         size: Side of the input in pixels.
     """
     maps, scores = [], []
@@ -264,7 +264,7 @@ def main() -> None:
     model.load_adapter(out)
     pictures = held_out()
     for size in arguments.sizes:
-        logger.info("held-out pictures of the training families, %d px: %s", size, measure(model, *pictures, size))
+        logger.info("held-out images of the training families, %d px: %s", size, measure(model, *pictures, size))
 
 
 if __name__ == "__main__":

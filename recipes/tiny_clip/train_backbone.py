@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tiny_clip")
 
 STAGES = ((0.22, 64, 40), (0.50, 96, 24), (0.80, 112, 20), (1.0, 144, 12))
-"""(until this share of the time, image size, pictures a process and step)."""
+"""(until this share of the time, image size, images a process and step)."""
 OTHER_SIZES = {112: ((144, 12),), 144: ((112, 20), (176, 8))}
 """At these sizes every fourth step is of another one, in turn, so that tokens can be read at several."""
 SAVE_EVERY_S, LOOK_EVERY_S = 180.0, 600.0
@@ -179,7 +179,7 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
             continue
         if trainer.step % 50 == 0:
             line = "  ".join(f"{name} {np.mean(values):.3f}" for name, values in sums.items())
-            logger.info("%5.1f %%  step %d  pictures %d  %s", 100 * used, trainer.step, trainer.pictures, line)
+            logger.info("%5.1f %%  step %d  images %d  %s", 100 * used, trainer.step, trainer.pictures, line)
             sums = {}
         now = time.monotonic()
         if now - saved > SAVE_EVERY_S:
@@ -192,7 +192,7 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         trainer.save()
         trainer.export(Path(arguments.out))
-        logger.info("trained %d steps, %d pictures -> %s", trainer.step, trainer.pictures, arguments.out)
+        logger.info("trained %d steps, %d images -> %s", trainer.step, trainer.pictures, arguments.out)
         trainer.look("final")
     if world > 1:
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Small data and models that run through the host's own engine."""
+"""Small data and models that run through anomalib's own engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def surfaces_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def surfaces(surfaces_root: Path) -> Callable[..., ProceduralSurfaces]:
-    """Eight pictures of wood in each split, half of the tested ones defective."""
+    """Eight images of wood in each split, half of the tested ones defective."""
 
     def make(**kwargs) -> ProceduralSurfaces:
         return ProceduralSurfaces(

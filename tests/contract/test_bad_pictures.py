@@ -53,7 +53,7 @@ GOOD: dict[str, Callable[[Path], object]] = {
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut.png": (_cut, "truncated"),
     "empty.png": (Path.touch, "cannot identify"),
-    "text.png": (lambda path: path.write_text("no picture"), "cannot identify"),
+    "text.png": (lambda path: path.write_text("no image"), "cannot identify"),
     "folder.png": (Path.mkdir, "directory"),
     "loop.png": (lambda path: path.symlink_to(path.name), "symbolic links"),
     "link.png": (lambda path: path.symlink_to("nowhere.png"), "No such file"),
@@ -88,7 +88,7 @@ def parts(tmp_path: Path) -> Callable[..., LabelledFolder]:
             for index in range(number):
                 _save(Image.fromarray(noise.integers(0, 255, (40, 60, 3), np.uint8)), root / kind / f"{index}.png")
         for index in range(abnormal):
-            # The value 1 of 255 counts as anomalous, as in the host.
+            # The value 1 of 255 counts as anomalous, as in anomalib.
             _save(Image.fromarray(np.tri(*mask, dtype=np.uint8)), root / "masks" / f"{index}.png")
         if change is not None:
             change(root)
@@ -149,12 +149,12 @@ def test_train_and_test_name_the_file(name: str, model, engine, parts) -> None:
     [
         (lambda root: (root / "masks/0.png").write_bytes(b"x"), r"mask '.*0\.png' of '.*0\.png' cannot be read"),
         (lambda root: Image.new("L", (1, 40)).save(root / "masks/0.png"), r"mask '.*' of '.*0\.png' is 1 x 40 pixels"),
-        (lambda root: (root / "masks/0.png").unlink(), "masks' holds no pictures"),
-        (lambda root: (root / "masks/0.png").rename(root / "masks/1.png"), "1 pictures of .* have no mask"),
+        (lambda root: (root / "masks/0.png").unlink(), "masks' holds no images"),
+        (lambda root: (root / "masks/0.png").rename(root / "masks/1.png"), "1 images of .* have no mask"),
         (lambda root: BAD["link.png"][0](root / "bad/1.png"), r"1 links in '.*bad' lead nowhere, such as 1\.png"),
         (lambda root: BAD["loop.png"][0](root / "masks/1.png"), r"1 links in '.*masks' lead nowhere, such as 1\.png"),
         (lambda root: shutil.rmtree(root / "good"), "good' is no folder"),
-        (lambda root: (root / "good/0.png").rename(root / "good/0.txt"), "good' holds no pictures"),
+        (lambda root: (root / "good/0.png").rename(root / "good/0.txt"), "good' holds no images"),
     ],
 )
 def test_what_is_missing_is_named(change, message: str, model, engine, parts) -> None:
@@ -182,9 +182,9 @@ def test_in_a_worker_too(model, engine, parts) -> None:
 @pytest.mark.parametrize(
     ("split", "warning"),
     [
-        ({"abnormal": 0}, "normal pictures only"),
-        ({"normal": 0}, "anomalous pictures only"),
-        ({"mask": (60, 40)}, "is 40 x 60, its picture 60 x 40"),
+        ({"abnormal": 0}, "normal images only"),
+        ({"normal": 0}, "anomalous images only"),
+        ({"mask": (60, 40)}, "is 40 x 60, its image 60 x 40"),
         ({"mask": (20, 30)}, None),
         ({"mask_dir": None}, "pixel metrics are missing"),
         ({"change": lambda root: Image.new("L", (60, 40)).save(root / "masks/0.png")}, None),
@@ -194,7 +194,7 @@ def test_in_a_worker_too(model, engine, parts) -> None:
 def test_unusual_splits_are_tested_on(split: dict, warning: str | None, model, engine, parts, caplog) -> None:
     (result,) = engine().test(model(metrics="full"), datamodule=parts(**split))
     warned = [record.getMessage() for record in caplog.records if record.name.startswith("anomalib_fbclip")]
-    assert (warning in "".join(warned)) if warning else not [text for text in warned if "pictures only" in text]
+    assert (warning in "".join(warned)) if warning else not [text for text in warned if "images only" in text]
     one_class = {"normal", "abnormal"} & split.keys()
     assert np.isnan(result["image_AUROC"]) == bool(one_class)
     assert ("has no masks" in "".join(warned)) == ("mask_dir" in split)
@@ -238,5 +238,5 @@ def test_the_command_line_takes_a_folder_with_a_broken_link(adapter: Path, tmp_p
 @pytest.mark.parametrize(("name", "error"), [("none", FileNotFoundError), ("empty", ValueError)])
 def test_no_pictures(name: str, error: type, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(error, match=rf"{name}'.*give a picture or a folder"):
+    with pytest.raises(error, match=rf"{name}'.*give an image or a folder"):
         PictureFolder(tmp_path / name)

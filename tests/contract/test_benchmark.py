@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""FBCLIP and FiSeCLIP beside built-in models in one grid of the host's benchmark."""
+"""FBCLIP and FiSeCLIP beside built-in models in one grid of anomalib's benchmark."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -16,7 +16,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "benchmark" / "side_by_side.yam
 
 def test_the_side_by_side_config_ends_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = yaml.safe_load(CONFIG.read_text())
-    # The same grid on fewer and smaller pictures.
+    # The same grid on fewer and smaller images.
     config["benchmark"]["data"]["init_args"].update(image_size=32, num_train=4, num_test=4, root=str(tmp_path))
     small = tmp_path / "small.yaml"
     small.write_text(yaml.safe_dump(config))

@@ -22,13 +22,13 @@ from anomalib_fbclip.commands.cli import main
 
 @pytest.fixture(scope="module")
 def normal(surfaces, tmp_path_factory) -> Path:
-    """Twelve normal pictures in a folder, and a file that is none."""
+    """Twelve normal images in a folder, and a file that is none."""
     data = surfaces(num_train=12)
     data.setup()
     folder = tmp_path_factory.mktemp("normal")
     for index, path in enumerate(data.train_data.samples.image_path):
         Image.open(path).save(folder / f"{index}.png")
-    (folder / "notes.png").write_text("no picture")
+    (folder / "notes.png").write_text("no image")
     return folder
 
 
@@ -36,7 +36,7 @@ def test_normal_pictures_set_the_thresholds_of_a_prediction(model, engine, norma
     fbclip = model(normal_source=normal, false_alarm_rate=0.25)
     with caplog.at_level(logging.INFO):
         batches = engine().predict(fbclip, data_path=normal)
-    # Of 12 pictures, 3 / 13 is the largest rate up to 0.25: two are above the third largest.
+    # Of 12 images, 3 / 13 is the largest rate up to 0.25: two are above the third largest.
     assert sum(bool(batch.pred_label) for batch in batches) == 2
     assert sum(bool(batch.pred_mask.any()) for batch in batches) == 2
     found = fbclip.thresholds

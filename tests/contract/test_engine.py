@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""FBCLIP through the host's engine: train, test, predict, checkpoints, adapters, exports."""
+"""FBCLIP through anomalib's engine: train, test, predict, checkpoints, adapters, exports."""
 
 import logging
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_training_ends_with_metrics_pictures_checkpoint_and_adapter(trained, sur
     with safe_open(adapter, framework="pt") as file:
         assert "ProceduralSurfaces" in file.metadata()["source"]
 
-    # So does the checkpoint, by each way the host has.
+    # So does the checkpoint, by each way anomalib has.
     for way in ("load_from_checkpoint", "ckpt_path"):
         if way == "ckpt_path":
             other = FBCLIP(backbone="tiny", image_size=56, weights=None, metrics="full", seed=5)
@@ -202,5 +202,5 @@ def test_auxiliary_transfer_trains_on_the_source_and_tests_on_the_target(model, 
     engine().train(fbclip, datamodule=data)
     assert set(data.train_data.samples.label_index) == {0, 1}
     assert fbclip.source == "ProceduralSurfaces-tiles"
-    with pytest.raises(ValueError, match="share 8 pictures"):
+    with pytest.raises(ValueError, match="share 8 images"):
         AuxiliaryTransfer(surfaces(), surfaces()).setup()

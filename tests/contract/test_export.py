@@ -31,7 +31,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> list[Path]:
-    """Pictures with fine detail, of which a resize without antialiasing makes something else."""
+    """Images with fine detail, of which a resize without antialiasing makes something else."""
     folder = tmp_path_factory.mktemp("photos")
     paths = []
     for index, (width, height) in enumerate(((180, 130), (180, 130), (70, 240))):
@@ -44,7 +44,7 @@ def photos(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def _one_class_of_the_name():
-    """The host's command line finds models by name: no trace of an export may be left under it."""
+    """anomalib's command line finds models by name: no trace of an export may be left under it."""
     yield
     assert "FBCLIP" not in [subclass.__name__ for subclass in FBCLIP.__subclasses__()]
 
@@ -100,7 +100,7 @@ def test_onnx_agrees_on_photographs_in_batches_of_any_size(full, photos) -> None
 
 def test_the_hosts_inferencers_agree(full, photos, tmp_path, monkeypatch) -> None:
     fbclip, expected, path = full
-    monkeypatch.chdir(tmp_path)  # the host makes a cache folder where it stands
+    monkeypatch.chdir(tmp_path)  # anomalib makes a cache folder where it stands
     monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
     _agree(vars(OpenVINOInferencer(path, device="CPU", config=EXACT).predict(photos[0])), expected[:1])
     torch_path = _engine(tmp_path).export(fbclip, ExportType.TORCH, export_root=tmp_path)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A few normal pictures through the host's engine: where they come from, and what carries them on."""
+"""A few normal images through anomalib's engine: where they come from, and what carries them on."""
 
 import shutil
 
@@ -17,7 +17,7 @@ from anomalib_fbclip.adapted import adapter_file as adapters
 
 @pytest.fixture
 def folder(surfaces, tmp_path):
-    """Three normal pictures, of another size than the model's."""
+    """Three normal images, of another size than the model's."""
     data = surfaces()
     data.setup()
     (tmp_path / "normal").mkdir()
@@ -36,7 +36,7 @@ def test_pictures_of_the_train_split_join_the_score_and_a_checkpoint_carries_the
     assert few.model.memory.num_images == 3
     assert results[0] != engine().test(model(metrics="full"), datamodule=data)[0]
 
-    # Only normal pictures were taken: each remembered picture is one of these.
+    # Only normal images were taken: each remembered image is one of these.
     normal = data.train_data.samples.query("label_index == 0").image_path
     read = torch.stack([torch.from_numpy(cv2.imread(path)[..., ::-1].copy()).permute(2, 0, 1) for path in normal])
     tokens = few.model.clip.encode_image(few.pre_processor.transform(read / 255), few.model.feature_layers)[0][:, 1:]
@@ -65,7 +65,7 @@ def test_pictures_of_the_train_split_join_the_score_and_a_checkpoint_carries_the
 def test_pictures_of_a_folder_serve_predict_and_exports(model, folder, engine, tmp_path):
     few = model(k_shot=2, few_shot_source=folder)
     batches = engine().predict(few, data_path=folder)
-    # Pictures that the memory holds are less abnormal than the one that it does not.
+    # Images that the memory holds are less abnormal than the one that it does not.
     maps = [float(batch.anomaly_map.mean()) for batch in batches]
     plain = [float(batch.anomaly_map.mean()) for batch in engine().predict(model(), data_path=folder)]
     assert maps[0] < plain[0]
@@ -102,7 +102,7 @@ def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, fo
     path = few.save_adapter(tmp_path / "a.safetensors")
     assert adapters.read(path)[1]["thresholds"] is None
     first = few.calibrate(folder)
-    # Pictures of the memory would find themselves in it: each is scored by the others, a single one is left out.
+    # Images of the memory would find themselves in it: each is scored by the others, a single one is left out.
     assert first["pictures"] == 3
     assert model(k_shot=1, few_shot_source=folder).calibrate(folder)["pictures"] == 2
     assert "1 of the 3 images of normal_source are all that the few-shot memory holds" in caplog.text
@@ -110,7 +110,7 @@ def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, fo
         model(k_shot=1, few_shot_source=folder).calibrate(folder / "0.png")
     assert few.model.memory.num_images == 2
     assert first["image"] != model().calibrate(folder)["image"]
-    # Other pictures in the memory are other thresholds.
+    # Other images in the memory are other thresholds.
     few.calibrate_once()
     assert few.thresholds == first
     few.model.remember(torch.randn(2, 3, 56, 56))
@@ -123,7 +123,7 @@ def test_what_cannot_be_is_said(model, surfaces, folder, engine):
         model(k_shot=-1)
     with pytest.raises(ValueError, match="is not used with k_shot=0"):
         model(few_shot_source=folder)
-    with pytest.raises(ValueError, match=r"k_shot=5, but few_shot_source=.*has 3 normal pictures"):
+    with pytest.raises(ValueError, match=r"k_shot=5, but few_shot_source=.*has 3 normal images"):
         engine().predict(model(k_shot=5, few_shot_source=folder), data_path=folder)
     with pytest.raises(ValueError, match="k_shot=9, but the train split of ProceduralSurfaces has 8"):
         engine().test(model(k_shot=9), datamodule=surfaces())

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""FiSeCLIP through the host's engine and CLI: nothing is trained, every run is a new stream of images."""
+"""FiSeCLIP through anomalib's engine and CLI: nothing is trained, every run is a new stream of images."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ TINY = {"backbone": "tiny", "image_size": 56}
 
 @pytest.fixture(scope="module")
 def normal(surfaces, tmp_path_factory):
-    """Eight normal pictures that no run tests."""
+    """Eight normal images that no run tests."""
     data = surfaces()
     data.setup()
     folder = tmp_path_factory.mktemp("normal")
@@ -41,7 +41,7 @@ def test_each_run_begins_without_the_images_of_the_one_before(surfaces, engine, 
 
 def test_categories_of_one_data_module_are_matched_each_by_itself(surfaces, engine) -> None:
     stream = {**TINY, "threshold": 0.5, "shuffle": False}
-    both = FiSeCLIP(**stream)  # one that is found on the pictures would differ, and bend the scale
+    both = FiSeCLIP(**stream)  # one that is found on the images would differ, and bend the scale
     mixed = engine().predict(both, datamodule=surfaces(category=["wood", "leather"], num_test=4))
     assert {path.split("/")[-3] for batch in mixed for path in batch.image_path} >= {"test"}
     assert len(both.model.bank.get("wood")) == len(both.model.bank.get("leather")) == 4
@@ -62,7 +62,7 @@ def test_predict_on_a_folder_and_on_one_picture(surfaces, engine, tmp_path, capl
     model = FiSeCLIP(**TINY, bank_size=3, shuffle=False)
     with caplog.at_level(logging.WARNING):
         batches = engine().predict(model, data_path=folder)
-    # The host predicts a folder picture by picture: the first has no reference, the others have the bank.
+    # anomalib predicts a folder image by image: the first has no reference, the others have the bank.
     assert caplog.text.count("no reference") == 1
     assert len(batches) == 8
     assert len(model.model.bank) == 3
@@ -165,7 +165,7 @@ def test_normal_pictures_set_the_thresholds_and_are_no_references(surfaces, engi
     found = strict.thresholds
     assert (found["origin"], found["pictures"]) == ("normal pictures", 8)
     assert found["expected_rate"] == pytest.approx(1 / 9)
-    assert len(strict.model.bank) == 8  # the pictures of this run alone
+    assert len(strict.model.bank) == 8  # the images of this run alone
     for batch in batches:
         assert torch.equal(batch.pred_label, batch.pred_score > 0.5)
     # The prompts of the thresholds speak of what the run shows.
@@ -209,7 +209,7 @@ def test_exports_keep_the_method_in_torch_and_the_text_map_in_onnx(engine, norma
     assert json.loads(session.get_modelmeta().custom_metadata_map["thresholds"]) == alone.thresholds
     model.calibrate_once()
     assert model.thresholds["image"] == pytest.approx(matched, abs=1e-6)
-    # Labels set the thresholds of the whole method; those of the graph are found by normal pictures or stay at 0.5.
+    # Labels set the thresholds of the whole method; those of the graph are found by normal images or stay at 0.5.
     labelled = FiSeCLIP(**TINY)
     labelled.post_processor.set_thresholds(0.2, 0.4, origin="labels")
     path = engine().export(labelled, "onnx", export_root=tmp_path / "labelled", input_size=(56, 56))

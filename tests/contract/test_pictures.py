@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures that are not as expected: each works, or is refused with a message that names it."""
+"""Images that are not as expected: each works, or is refused with a message that names it."""
 
 import logging
 from collections.abc import Callable

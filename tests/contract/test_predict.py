@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Predicting pictures as users have them: folders in folders, odd names, files that are no pictures."""
+"""Predicting images as users have them: folders in folders, odd names, files that are no images."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(noise).save(root / name)
         (root / name).write_bytes((root / name).read_bytes()[:900])
     (root / "deep/empty.png").touch()
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     return root
 
 
@@ -83,7 +83,7 @@ def test_a_folder_ends_in_one_picture_and_one_row_a_file(model, engine, folder, 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_workers_and_json_lines(workers: int, model, engine, folder, tmp_path) -> None:
-    # Pictures of one size, so that they fit into batches; the data set is left as it was.
+    # Images of one size, so that they fit into batches; the data set is left as it was.
     dataset = PredictDataset(folder)
     resize = torch.nn.AdaptiveAvgPool2d(40)
     dataset.transform = resize
@@ -115,7 +115,7 @@ def test_no_picture_is_left_out_without_a_row(workers, model, engine, folder) ->
     loader = DataLoader(dataset, collate_fn=dataset.collate_fn, num_workers=workers)
     assert runner.predict(model(), dataloaders=loader) == []
     (row,) = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv").values()
-    assert "the picture can be read now" in row["error"]
+    assert "the image can be read now" in row["error"]
 
 
 def test_nothing_readable_is_no_crash(model, engine, folder, caplog) -> None:

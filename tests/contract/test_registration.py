@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The host finds our models and data modules with no import by the user."""
+"""anomalib finds our models and data modules with no import by the user."""
 
 import os
 import subprocess
@@ -58,7 +58,7 @@ def test_auto_load_is_free_harmless_and_can_be_switched_off() -> None:
 
 
 def test_a_broken_plugin_gives_one_warning_and_the_host_goes_on(tmp_path: Path) -> None:
-    # A stand-in for the host keeps this fast: what is tested is the loader around it.
+    # A stand-in for anomalib keeps this fast: what is tested is the loader around it.
     host = tmp_path / "anomalib" / "models"
     host.mkdir(parents=True)
     (tmp_path / "anomalib" / "__init__.py").touch()

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The same seed gives the same weights, bit for bit, however pictures are loaded and whoever interrupts the run."""
+"""The same seed gives the same weights, bit for bit, however images are loaded and whoever interrupts the run."""
 
 import pytest
 import torch

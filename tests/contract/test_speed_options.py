@@ -30,7 +30,7 @@ def test_cached_tokens_train_the_same_model_and_skip_the_tower(model, surfaces, 
         runner.fit(fbclip, datamodule=surfaces(**data))
         losses[cache] = runner.trainer.callback_metrics["train_loss_epoch"]
         maps[cache] = fbclip.eval().model(images).anomaly_map
-    assert sum(calls) == 8 + 2  # each training picture once, and the two above
+    assert sum(calls) == 8 + 2  # each training image once, and the two above
     assert len(list((tmp_path / "tokens").rglob("*.safetensors"))) == 8
     assert_close(losses[None], losses[cache], rtol=2e-3, atol=0)
     assert_close(maps[None], maps[cache], rtol=0, atol=5e-3)

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures of every stage, through the host's engine and command line; and the record that they are drawn from."""
+"""Images of every stage, through anomalib's engine and command line; and the record that they are drawn from."""
 
 import logging
 from pathlib import Path

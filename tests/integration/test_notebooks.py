@@ -38,7 +38,7 @@ def test_every_notebook_runs(build, tmp_path):
         seconds[done.name] = done.seconds
         shown = [out for cell in done.notebook.cells if cell.cell_type == "code" for out in cell.outputs]
         pictures = [out for out in shown if "image/png" in out.get("data", {})]
-        assert pictures or "side_by_side" in done.name, f"{done.name} shows no picture"
+        assert pictures or "side_by_side" in done.name, f"{done.name} shows no image"
         if "side_by_side" in done.name:
             text = str(shown)
             # Where WinCLIP's weights cannot be had, a sentence stands in for its row.

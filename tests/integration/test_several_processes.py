@@ -48,7 +48,7 @@ SHARED = """train --model FBCLIP --model.weights null --data ProceduralSurfaces 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> tuple[Path, dict[str, float], Path, dict[str, float]]:
-    """The same training, three times all eight pictures at once, then nine pictures to test: alone, and shared by two.
+    """The same training, three times all eight images at once, then nine images to test: alone, and shared by two.
 
     For both the run's folder and the metrics.
     """

@@ -141,7 +141,7 @@ def test_cut_or_altered_backbone_weights(data: st.DataObject, suffix: str, tmp_p
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A few-shot model's checkpoint, and a folder of pictures."""
+    """A few-shot model's checkpoint, and a folder of images."""
     folder = tmp_path_factory.mktemp("checkpoint")
     (folder / "pictures").mkdir()
     for name in ("a.png", "b.png"):

@@ -130,7 +130,7 @@ def test_share_and_fetch_again(server, adapter, small_clip, tmp_path, capsys):
     assert f"--model.weights {place}" in card
     assert "| wood | 0.912 |" in card
     assert "| Trained on | Surfaces\\|train |" in card
-    assert "from 20 normal pictures at a wanted false-alarm rate of 0.05" in card
+    assert "from 20 normal images at a wanted false-alarm rate of 0.05" in card
     assert "from 0.001 to 0.168" in card
     assert adapters.read(path)[1]["sha256"] in card
 

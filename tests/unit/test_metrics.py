@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Streaming metrics against the host's exact ones, and thresholds from counts."""
+"""Streaming metrics against anomalib's exact ones, and thresholds from counts."""
 
 import math
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Thresholds from normal pictures: the rate that they promise is the rate that they keep."""
+"""Thresholds from normal images: the rate that they promise is the rate that they keep."""
 
 import math
 

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pictures on disk, in the folders of MVTec AD: ``train/good``, ``test/<kind>``, ``ground_truth/<kind>``."""
+"""Images on disk, in the folders of MVTec AD: ``train/good``, ``test/<kind>``, ``ground_truth/<kind>``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from anomalib_fbclip.data.procedural.generator import MIN_SIZE, Sample, generate
 logger = logging.getLogger(__name__)
 
 VERSION = 2
-"""Part of the cache's folder name; raise it when the same seed gives other pictures."""
+"""Part of the cache's folder name; raise it when the same seed gives other images."""
 GOOD = "good"
 MASKS = {"train": "ground_truth_train", "test": "ground_truth"}
 SPLITS = ("train", "test")
@@ -29,13 +29,13 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What decides the bytes of a family's pictures, apart from the family.
+    """What decides the bytes of a family's images, apart from the family.
 
     Attributes:
         image_size: Side in pixels, at least 32.
-        num_train: Train pictures a family, at least 1.
-        num_test: Test pictures a family, at least 2: every second one is defective.
-        train_anomalous: Whether every second train picture is defective too.
+        num_train: Train images a family, at least 1.
+        num_test: Test images a family, at least 2: every second one is defective.
+        train_anomalous: Whether every second train image is defective too.
         variation: Strength of the normal variation, 0..1.
         seed: Not negative.
 
@@ -68,23 +68,23 @@ class CacheSpec:
         return f"v{VERSION}_{self.image_size}px_{train}_{self.num_test}test_variation{self.variation:g}_seed{self.seed}"
 
     def count(self, split: str) -> int:
-        """Pictures of a split."""
+        """Images of a split."""
         return self.num_train if split == "train" else self.num_test
 
     def kind(self, split: str, number: int) -> str:
-        """Defect of the picture ``number`` of a split, or ``good``: alternating, the kinds in turn."""
+        """Defect of the image ``number`` of a split, or ``good``: alternating, the kinds in turn."""
         mixed = split == "test" or self.train_anomalous
         return KINDS[number // 2 % len(KINDS)] if mixed and number % 2 else GOOD
 
 
 def draw(family: str, spec: CacheSpec, split: str, number: int) -> Sample:
-    """The picture ``number`` of a split; its seed differs from every other's."""
+    """The image ``number`` of a split; its seed differs from every other's."""
     seed = (spec.seed, FAMILIES.index(family), SPLITS.index(split), number)
     return generate(family, spec.kind(split, number), spec.image_size, seed, spec.variation)
 
 
 def write_family(root: Path, family: str, spec: CacheSpec) -> Path:
-    """Write the pictures and masks of one family, unless they are there; the folder appears whole or not at all.
+    """Write the images and masks of one family, unless they are there; the folder appears whole or not at all.
 
     Args:
         root: Cache folder.
@@ -98,13 +98,13 @@ def write_family(root: Path, family: str, spec: CacheSpec) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("Drawing %d pictures of %s into %s", spec.num_train + spec.num_test, family, target)
+    logger.info("Drawing %d images of %s into %s", spec.num_train + spec.num_test, family, target)
     temporary = Path(tempfile.mkdtemp(prefix=f".{family}.", dir=target.parent))
     temporary.chmod(0o755)
     for split in SPLITS:
         for number in range(spec.count(split)):
             sample = draw(family, spec, split, number)
-            # The family is in the name, too: anomalib's pictures of results keep the last folder and the name only.
+            # The family is in the name, too: anomalib's images of results keep the last folder and the name only.
             name = f"{family}_{number:04d}.png"
             _write(temporary / split / sample.kind / name, sample.image[..., ::-1])
             if sample.kind != GOOD:

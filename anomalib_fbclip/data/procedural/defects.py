@@ -3,7 +3,7 @@
 
 """Defects, each with its exact mask.
 
-A defect is drawn as ``(layer, alpha)``: the picture becomes ``image * (1 - alpha) + layer * alpha`` and the mask is
+A defect is drawn as ``(layer, alpha)``: the image becomes ``image * (1 - alpha) + layer * alpha`` and the mask is
 where ``alpha`` is above :data:`EDGE`; below that it is set to zero, so that nothing outside the mask changes.
 """
 
@@ -25,7 +25,7 @@ Layer = tuple[np.ndarray, np.ndarray]
 
 
 class Defect(NamedTuple):
-    """A picture with a defect: ``image`` float32 ``[S, S, 3]``, ``mask`` bool ``[S, S]``, and the ``kind``'s name."""
+    """An image with a defect: ``image`` float32 ``[S, S, 3]``, ``mask`` bool ``[S, S]``, and the ``kind``'s name."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -45,7 +45,7 @@ def _place(rng: np.random.Generator, part: np.ndarray) -> tuple[float, float]:
 
 
 def _tint(rng: np.random.Generator, image: np.ndarray, at: tuple[float, float], gap: float = 0.2) -> np.ndarray:
-    """A colour that differs from the picture's around ``at`` by ``gap`` in brightness, darker or brighter."""
+    """A colour that differs from the image's around ``at`` by ``gap`` in brightness, darker or brighter."""
     size = image.shape[0]
     reach = max(2, size // 12)
     x, y = int(at[0]), int(at[1])
@@ -209,7 +209,7 @@ KINDS = tuple(DEFECTS)
 def add_defect(rng: np.random.Generator, surface: Surface, kind: str, tries: int = 5) -> Defect:
     """Draw one defect on the part, visible by construction.
 
-    A draw whose mean change inside the mask is below :data:`MIN_CHANGE` plus a quarter of the picture's own deviation
+    A draw whose mean change inside the mask is below :data:`MIN_CHANGE` plus a quarter of the image's own deviation
     (capped) is discarded; after ``tries`` of them a stain is drawn instead, which is visible on anything.
 
     Args:

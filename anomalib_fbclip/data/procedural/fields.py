@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Surface(NamedTuple):
-    """A defect-free picture.
+    """A defect-free image.
 
     Attributes:
         image: Colours, float32 ``[S, S, 3]`` in 0..1.
@@ -115,7 +115,7 @@ def blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radiu
 
     Args:
         rng: Source of randomness.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
         centre: ``(x, y)`` in pixels.
         radius: Mean radius in pixels.
         rough: 0 for an ellipse, 0.5 for a ragged patch.
@@ -155,7 +155,7 @@ def draw(size: int, points: np.ndarray, width: float) -> np.ndarray:
 
 
 def stamp(image: np.ndarray, text: str, at: tuple[int, int], scale: float, ink: np.ndarray) -> np.ndarray:
-    """Print ``text`` with its lower left corner at pixel ``at``; returns a new picture."""
+    """Print ``text`` with its lower left corner at pixel ``at``; returns a new image."""
     size = image.shape[0]
     cover = np.zeros((size, size), dtype=np.uint8)
     cv2.putText(cover, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, max(1, size // 80), cv2.LINE_AA)

@@ -20,12 +20,12 @@ MIN_STEP = 12
 
 
 class Sample(NamedTuple):
-    """One finished picture.
+    """One finished image.
 
     Attributes:
         image: uint8 ``[S, S, 3]``, RGB.
         mask: bool ``[S, S]``; all False when normal.
-        clean: The same picture without the defect, uint8 ``[S, S, 3]``; equal to ``image`` outside the mask.
+        clean: The same image without the defect, uint8 ``[S, S, 3]``; equal to ``image`` outside the mask.
         family: Name of the family.
         kind: Name of the defect, or ``good``.
     """
@@ -64,7 +64,7 @@ def finish(
     mask: np.ndarray,
     variation: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Light and photograph the spoiled and the clean picture alike; they differ inside the mask only.
+    """Light and photograph the spoiled and the clean image alike; they differ inside the mask only.
 
     Under- or overexposure must not hide a defect: then the light is drawn again, weaker.
 
@@ -90,13 +90,13 @@ def finish(
 
 
 def _photograph(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.ndarray:
-    """One exposure, uint8; two calls from the same state of ``rng`` differ only where their pictures do."""
+    """One exposure, uint8; two calls from the same state of ``rng`` differ only where their images do."""
     lit = light(rng, image.shape[0], strength)
     return np.round(expose(rng, image, lit, rng.uniform(0.3, 1.0)) * 255).astype(np.uint8)
 
 
 def generate(family: str, kind: str, size: int, seed: int | tuple[int, ...], variation: float = 1.0) -> Sample:
-    """Make one picture; the same arguments give the same bytes.
+    """Make one image; the same arguments give the same bytes.
 
     Args:
         family: One of ``FAMILIES``.

@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What differs between two good pictures: placement, borders, markings, light, gloss, camera. All of it is normal."""
+"""What differs between two good images: placement, borders, markings, light, gloss, camera. All of it is normal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anomalib_fbclip.data.procedural.fields import Surface, blob, colour, draw, 
 
 
 class Light(NamedTuple):
-    """Light on a picture: ``image * gain + gloss``; float32 ``[S, S, 1]`` and ``[S, S, 3]``."""
+    """Light on an image: ``image * gain + gloss``; float32 ``[S, S, 1]`` and ``[S, S, 3]``."""
 
     gain: np.ndarray
     gloss: np.ndarray

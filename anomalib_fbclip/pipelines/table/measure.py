@@ -31,7 +31,7 @@ AUPIMO = "pixel_AUPIMO"
 class Measure(Callback):
     """Counts each batch before the model's own callbacks see it.
 
-    The host's post-processor shifts scores and clamps them to [0, 1], which makes ties; a user's callback comes before
+    anomalib's post-processor shifts scores and clamps them to [0, 1], which makes ties; a user's callback comes before
     it. So the ranking is the model's own, whatever range its scores have, and no validation pass is needed.
 
     Args:

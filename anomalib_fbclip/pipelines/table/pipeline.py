@@ -57,8 +57,8 @@ class Table(Pipeline):
             parser.add_argument("--root", type=str | None, default=None, help="Folder of the data sets (./datasets).")
         return parser
 
-    def _setup_runners(self, args: dict) -> list[Runner]:  # noqa: PLR6301  # the host's hook
-        """None: the cells depend on each other's model, which the host's runners would build for each."""
+    def _setup_runners(self, args: dict) -> list[Runner]:  # noqa: PLR6301  # anomalib's hook
+        """None: the cells depend on each other's model, which anomalib's runners would build for each."""
         del args
         return []
 

@@ -98,7 +98,7 @@ class Plan:
         seeds: Of rows that are trained; the first one of all others.
         results: Folder to write to.
         accelerator: As Lightning takes it.
-        pictures: Write heat maps.
+        images: Write heat maps.
         aupimo: Compute AUPIMO.
         bootstrap: Draws of the images for the difference of each row to the first; 0: none.
     """

@@ -38,7 +38,7 @@ _TRAINS_NOTHING = {LearningType.ZERO_SHOT, LearningType.FEW_SHOT}
 class _TestEngine(Engine):
     """anomalib's engine without its validation pass before the test of a zero-shot model.
 
-    It would look for thresholds, at the price of a second run over all pictures; no metric of the table needs one.
+    It would look for thresholds, at the price of a second run over all images; no metric of the table needs one.
     """
 
     @staticmethod
@@ -189,7 +189,7 @@ class _Builder:
             except Exception as problem:
                 self.broken = problem
                 raise
-            # Measured by a callback of ours, see Measure; the host's own metrics cost more than most models.
+            # Measured by a callback of ours, see Measure; anomalib's own metrics cost more than most models.
             model.evaluator = None
             if not self.plan.pictures:
                 model.visualizer = None
@@ -201,7 +201,7 @@ class _Builder:
         return _sharing_weights(self.model)
 
     def _pictures(self, model: AnomalibModule, cell: Cell) -> None:
-        """Give each category a folder: the host's visualizer would stay in that of the first."""
+        """Give each category a folder: anomalib's visualizer would stay in that of the first."""
         if self.plan.pictures and getattr(model, "visualizer", None) is not None:
             model.visualizer.output_dir = _picture_folder(self.plan, cell)
 
@@ -217,7 +217,7 @@ def _number_of_pictures(plan: Plan, cell: Cell) -> int:
 
 
 def _pictures_missing(plan: Plan, cell: Cell, result: Mapping[str, Any]) -> bool:
-    """Whether pictures are wanted of a cell that was filled without them, or some are gone since."""
+    """Whether images are wanted of a cell that was filled without them, or some are gone since."""
     drawn = result.get("pictures")
     return plan.pictures and (drawn is None or _number_of_pictures(plan, cell) < drawn)
 
@@ -231,7 +231,7 @@ def _sharing_weights(model: AnomalibModule) -> AnomalibModule:
     """A copy of a model in its first state, of which only the parameters are the same in memory.
 
     What a model keeps of a category (thresholds, reference images, the class name in WinCLIP's prompts, the folder of
-    pictures) is then forgotten with the copy, whatever it is.
+    images) is then forgotten with the copy, whatever it is.
     """
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 

@@ -151,7 +151,7 @@ def test_each_argument_matters(clip, argument):
 def test_memory_of_normal_images(clip):
     images = torch.randn(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     few, text = build(clip, few_shot=True), build(clip)
-    with pytest.raises(RuntimeError, match="no normal picture"):
+    with pytest.raises(RuntimeError, match="no normal image"):
         few(images)
     few.remember(images[:2])
     # An image of the memory keeps the text's tenth; another one has a distance, too.

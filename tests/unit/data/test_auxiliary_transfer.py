@@ -45,7 +45,7 @@ def test_train_is_the_labelled_test_split_of_all_categories_together(roots: dict
     data.prepare_data()
     data.setup()
     samples = data.train_data.samples
-    # Of each category, two good and four anomalous pictures of its test split.
+    # Of each category, two good and four anomalous images of its test split.
     assert samples.groupby(samples.image_path.str.split("/").str[-4]).size().to_dict() == {
         "bottle": 6,
         "cable": 6,
@@ -149,17 +149,17 @@ def test_targets_without_masks_or_without_good_pictures(roots: dict[str, Path]) 
 
 def test_overlap_is_refused(roots: dict[str, Path], tmp_path: Path) -> None:
     source = _spec(roots, "MVTecAD")
-    with pytest.raises(ValueError, match=r"share 6 pictures, such as .*cable"):
+    with pytest.raises(ValueError, match=r"share 6 images, such as .*cable"):
         AuxiliaryTransfer(source, source, ["bottle", "cable"], ["cable", "grid"]).setup()
 
     copied = tmp_path / "elsewhere"
     for number, path in enumerate(sorted((roots["MVTecAD"] / "bottle" / "test" / "broken").glob("*.png"))):
         copied.mkdir(exist_ok=True)
         shutil.copy(path, copied / f"renamed{number}.png")
-    with pytest.raises(ValueError, match=r"share 2 pictures, such as .*renamed0"):
+    with pytest.raises(ValueError, match=r"share 2 images, such as .*renamed0"):
         AuxiliaryTransfer(source, LabelledFolder(tmp_path, abnormal_dir="elsewhere"), ["bottle", "cable"]).setup()
 
-    # Other pictures of the same category are refused as well; other categories are not.
+    # Other images of the same category are refused as well; other categories are not.
     mvtec(tmp_path / "again", ("bottle", "screw"))
     again = {"class_path": "MVTecAD", "init_args": {"root": str(tmp_path / "again")}}
     with pytest.raises(ValueError, match="both MVTecAD, category 'bottle'"):

@@ -61,7 +61,7 @@ def test_config_reads_the_published_layout(benchmark: Benchmark, tmp_path: Path)
     if benchmark.name in WITHOUT_MASKS:
         assert batch.gt_mask is None
     else:
-        # What the mask marks is what was drawn bright, so each mask belongs to its picture.
+        # What the mask marks is what was drawn bright, so each mask belongs to its image.
         anomalous = batch.gt_label.bool()
         assert (batch.image.amin(dim=1)[anomalous][batch.gt_mask[anomalous] > 0] > 0.6).all()
         assert batch.gt_mask[anomalous].sum(dim=(1, 2)).tolist() == pytest.approx([400] * int(anomalous.sum()), abs=8)
@@ -106,7 +106,7 @@ def test_labelled_folder_takes_defect_types_and_masks_by_name(tmp_path: Path) ->
         data.train_dataloader()
 
     (tmp_path / "masks" / "dent" / "1.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 pictures of .*dent.* such as 1\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 images of .*dent.* such as 1\.png"):
         LabelledFolder(tmp_path, "good", ["scratch", "dent"], ["masks/scratch", "masks/dent"]).setup()
 
 
@@ -117,7 +117,7 @@ def test_labelled_folder_takes_defect_types_and_masks_by_name(tmp_path: Path) ->
         ({"abnormal_dir": ["a", "b", "c"], "mask_dir": ["m", "n"]}, r"\['m', 'n'\]"),
         ({"normal_dir": "empty", "mask_threshold": 255}, "mask_threshold=255"),
         ({"normal_dir": "missing"}, "missing.* is no folder"),
-        ({"normal_dir": "empty"}, "empty.* holds no pictures"),
+        ({"normal_dir": "empty"}, "empty.* holds no images"),
     ],
 )
 def test_labelled_folder_says_what_is_wrong(arguments: dict, message: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_thin_modules_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"labels\.csv"):
         HeadCT(tmp_path).setup()
     (tmp_path / "labels.csv").write_text("id, hemorrhage\n7, 1\n")
-    with pytest.raises(FileNotFoundError, match=r"picture 7.*007\.png"):
+    with pytest.raises(FileNotFoundError, match=r"image 7.*007\.png"):
         HeadCT(tmp_path).setup()
 
 

@@ -32,7 +32,7 @@ SIZE = 64
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_seed_same_bytes(family: str) -> None:
-    """Pictures and masks are a function of the arguments."""
+    """Images and masks are a function of the arguments."""
     one, two = (generate(family, "stain", SIZE, (3, 1)) for _ in range(2))
     assert one.image.tobytes() == two.image.tobytes()
     assert one.mask.tobytes() == two.mask.tobytes()
@@ -41,7 +41,7 @@ def test_same_seed_same_bytes(family: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mask_is_exact(kind: str) -> None:
-    """Nothing differs outside the mask; inside, the picture has changed visibly."""
+    """Nothing differs outside the mask; inside, the image has changed visibly."""
     for family in FAMILIES:
         sample = generate(family, kind, 96, (5, KINDS.index(kind)))
         assert sample.mask.any(), family
@@ -53,7 +53,7 @@ def test_mask_is_exact(kind: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_good_has_no_mask(family: str) -> None:
-    """A good picture is its own clean version."""
+    """A good image is its own clean version."""
     sample = generate(family, "good", SIZE, 0)
     assert not sample.mask.any()
     assert np.array_equal(sample.image, sample.clean)
@@ -88,7 +88,7 @@ def test_captions_stay_inside_the_vocabulary() -> None:
 
 
 def test_captions_say_what_is_there() -> None:
-    """The wording of a defect names it, that of a good picture never does."""
+    """The wording of a defect names it, that of a good image never does."""
     rng = np.random.default_rng(0)
     good = [captions.caption("fabric", "good", rng) for _ in range(100)]
     bad = [captions.caption("fabric", "scratch", rng) for _ in range(100)]
@@ -102,7 +102,7 @@ def test_captions_say_what_is_there() -> None:
     [{"image_size": 48}, {"seed": 1}, {"variation": 0.0}, {"train_anomalous": True}, {"num_train": 5}, {"num_test": 6}],
 )
 def test_every_argument_changes_the_cache(change: dict[str, object]) -> None:
-    """Each value enters the folder's name, and the pictures or their number."""
+    """Each value enters the folder's name, and the images or their number."""
     base = CacheSpec(image_size=SIZE, num_train=4, num_test=4)
     other = replace(base, **change)
     assert base.key != other.key
@@ -131,7 +131,7 @@ def test_bad_category(category: object) -> None:
 
 
 def test_cache_is_written_once_and_whole(tmp_path: Path) -> None:
-    """The layout is MVTec AD's, every defective picture has its mask, nothing unfinished stays behind."""
+    """The layout is MVTec AD's, every defective image has its mask, nothing unfinished stays behind."""
     spec = CacheSpec(image_size=SIZE, num_train=4, num_test=8, train_anomalous=True)
     folder = write_family(tmp_path, "wood", spec)
     stamps = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}

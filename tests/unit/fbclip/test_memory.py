@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The memory of normal pictures against its literal form, and what it may and may not change."""
+"""The memory of normal images against its literal form, and what it may and may not change."""
 
 import math
 
@@ -29,7 +29,7 @@ def literal_distances(patches, references):
 
 
 def literal(tokens, memory, text):
-    """Evidence of the first image, by loops over layers, pictures and patches."""
+    """Evidence of the first image, by loops over layers, images and patches."""
     count, grid = memory[0].shape[0], round((memory[0].shape[1] - 1) ** 0.5)
     places = [divmod(index, grid) for index in range(grid * grid)]
     normal = []
@@ -89,7 +89,7 @@ def test_what_it_knows_is_normal_and_what_it_does_not_is_not():
     assert evidence[7] > 3
     assert (evidence[1:] > 0).sum() == 1
     assert evidence[0] == pytest.approx(IMAGE_WEIGHT * float(evidence[7]))
-    # The order of the pictures does not matter.
+    # The order of the images does not matter.
     turned = NormalMemory(2, 8)
     turned.fill([layer.flip(0) for layer in known])
     torch.testing.assert_close(turned(strange, torch.zeros(1, 17))[0], evidence)
@@ -116,14 +116,14 @@ def test_without_it_the_model_is_the_paper_s_and_with_it_only_the_scores_move(bu
     plain, few = build(), build(few_shot=True)
     assert plain.memory is None
     assert plain.state_dict().keys() == {name for name in few.state_dict() if not name.startswith("memory.")}
-    with pytest.raises(RuntimeError, match="holds no normal picture"):
+    with pytest.raises(RuntimeError, match="holds no normal image"):
         few(images)
     few.remember(images[:2])
     before, stages_before = plain(images, return_stages=True)
     after, stages = few(images, return_stages=True)
     assert torch.equal(stages_before.text_similarity[-1], stages.text_similarity[-1])
     assert not torch.allclose(before.pred_score, after.pred_score)
-    # Known pictures become less abnormal beside the unknown one.
+    # Known images become less abnormal beside the unknown one.
     moved = torch.logit(after.anomaly_map, 1e-6) - torch.logit(before.anomaly_map, 1e-6)
     assert moved[:2].mean() < moved[2].mean()
     # Training is the paper's, whatever the memory holds.

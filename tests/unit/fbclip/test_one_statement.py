@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Each equation is stated once: who edits it changes scores, loss and pictures alike."""
+"""Each equation is stated once: who edits it changes scores, loss and images alike."""
 
 import pytest
 import torch

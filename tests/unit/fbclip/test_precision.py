@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Half precision ranks pictures as float32 does, and its maps stay near."""
+"""Half precision ranks images as float32 does, and its maps stay near."""
 
 import contextlib
 
@@ -22,7 +22,7 @@ DEFECTS = ("crack", "pit", "stain", "scratch")
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Normalised pictures of the unseen families ``[48, 3, 72, 72]``, labels, masks."""
+    """Normalised images of the unseen families ``[48, 3, 72, 72]``, labels, masks."""
     images, masks = [], []
     for family in TEST_ONLY_FAMILIES:
         for n in range(16):

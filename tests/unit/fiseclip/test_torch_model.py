@@ -54,7 +54,7 @@ def images():
 
 
 def cloth(count, seed=0, size=112):
-    """Pictures of one woven cloth, each at another place of it and under other noise."""
+    """Images of one woven cloth, each at another place of it and under other noise."""
     rng = np.random.default_rng(seed)
     place = np.arange(size)
     pictures = []

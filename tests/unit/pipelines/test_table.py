@@ -328,7 +328,7 @@ def test_scores_of_any_range_give_the_hosts_values(kind: str) -> None:
         histogram.update(maps.anomaly_map[part], maps.gt_mask[part])
     values = histogram.compute()
     low, high = maps.anomaly_map.min(), maps.anomaly_map.max()
-    # The host's metrics expect scores in [0, 1]; a shift and a factor do not change a ranking.
+    # anomalib's metrics expect scores in [0, 1]; a shift and a factor do not change a ranking.
     scaled = maps.update(anomaly_map=(maps.anomaly_map.double() - low) / (high - low))
     for host, name in ((AUROC, "AUROC"), (AUPR, "AUPR"), (AUPRO, "AUPRO"), (F1Max, "F1Max")):
         metric = host(fields=["anomaly_map", "gt_mask"])
