@@ -165,6 +165,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             **arguments: Arguments of the torch model beside those that all adapted models have.
         """
         self.model_name = model.model_name
+        check_backbone(self.hparams["backbone"])  # by its name, before an adapter is fetched
         arguments = self._settle(arguments)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
         # its distortions when it is made.
@@ -215,7 +216,6 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         """The frozen backbone; the adapter is checked first, as the backbone may be a long download."""
         for file in (self.weights, self.init_weights):
             if file not in {None, "auto", FROM_CHECKPOINT}:
-                check_backbone(self.hparams["backbone"])
                 adapter_file.check_backbone(file, self.hparams["backbone"], self.model_name)
         return super().load_backbone()
 

@@ -141,20 +141,20 @@ def test_from_two_data_sets_to_one_table(
     # One image for each image of each category: none was overwritten by another.
     pictures = results / "pictures" / "FB-CLIP"
     assert len(list((pictures / "MVTec").rglob("*.png"))) == 12
-    assert len(list((pictures / "ISIC").rglob("*.jpg"))) == 3
+    assert len(list((pictures / "ISIC").rglob("*.jpg.png"))) == 3
 
     # A second run does what is left or lost an image, and no more; a category alone has the same numbers as before.
     table = yaml.safe_load(paper_table.read_text(encoding="utf-8"))["table"]
     plan = make_plan(table, str(results), str(root))
     key = next(cell.key for cell in plan.cells if cell.category == "cable")
     (results / "cells" / f"{key}.json").unlink()
-    next((pictures / "ISIC").rglob("*.jpg")).unlink()
+    next((pictures / "ISIC").rglob("*.jpg.png")).unlink()
     built.clear()
     assert main(words) == 1
     assert built.count("FBCLIP") == 2  # with one adapter for the cell that is gone, with the other for its images
     again = _rows(results)
     assert again["FB-CLIP", "MVTec", "cable"]["pixel_AUROC"] == rows["FB-CLIP", "MVTec", "cable"]["pixel_AUROC"]
-    assert len(list((pictures / "ISIC").rglob("*.jpg"))) == 3
+    assert len(list((pictures / "ISIC").rglob("*.jpg.png"))) == 3
     assert "failed; run the command again" in capsys.readouterr().out
 
 
