@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from anomalib.data import InferenceBatch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
@@ -24,6 +23,7 @@ from .stages import Stages
 TOKENS_AT_ONCE = 1370
 """On a CPU, behind the visual tower: one image of 518 pixels. Eight together take 1.4 times as long as one by one."""
 _NOT_TRAINED = ("clip.", "memory.")
+_EPS = 1e-12
 
 
 @dataclass
@@ -150,7 +150,10 @@ class AdaptedCLIP(nn.Module, ABC):
     def similarity(self, joint: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """Cosine over temperature of joint vectors ``[..., d]`` with both texts: ``[..., 2]`` in float32."""
         with torch.autocast(joint.device.type, enabled=False):
-            return F.normalize(joint.float(), dim=-1) @ text_features.float().T / self.temperature
+            joint = joint.float()
+            # The product before the division: what is divided has 2 entries for each vector and not d.
+            along = joint @ text_features.float().T
+            return along / joint.norm(dim=-1, keepdim=True).clamp(min=_EPS) / self.temperature
 
     def make_memory(self) -> nn.Module:
         """The empty memory of a few-shot model, with what :class:`NormalMemory` has: ``fill``, ``part``, ``tokens``."""

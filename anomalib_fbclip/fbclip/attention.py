@@ -124,20 +124,22 @@ class ForegroundBackgroundAttention(nn.Module):
         ]
         del hidden
         bias = self.foreground.to_out.bias + self.background.to_out.bias
-        sums: list[torch.Tensor] = []
         # A graph of few large nodes is written, loaded and run faster than one of many small ones.
         together = tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_exporting()
-        for heads in self._folded_heads(2 * HEADS if together else HEADS_AT_ONCE):
+        at_once = 2 * HEADS if together else HEADS_AT_ONCE
+        attended: list[list[torch.Tensor]] = [[] for _ in mixings]  # for each view the heads, [B, N, h * 64]
+        outs = []
+        for heads in self._folded_heads(at_once):
             projected = F.linear(tokens, heads.projection)
+            outs.append(heads.out)
             for view, mix in enumerate(mixings):
-                attended = _attend(mix(projected), factors[view][..., heads.streams], heads.shift)
-                if view == len(sums):
-                    sums.append(F.linear(attended, heads.out, bias))
-                else:
-                    sums[view] += F.linear(attended, heads.out)
-        for _ in mixings:
-            sums.append(self.norm(sums.pop(0)))  # in turn: one sum and its normalised form are held together, not all
-        return sums
+                attended[view].append(_attend(mix(projected), factors[view][..., heads.streams], heads.shift))
+            del projected
+        out = torch.cat(outs, dim=1)
+        results = []
+        while attended:  # in turn: the heads of one view and its result are held together, not those of all
+            results.append(self.norm(F.linear(torch.cat(attended.pop(0), dim=-1), out, bias)))
+        return results
 
     def _stream_factors(self, hidden: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """What LayerNorm multiplies the centred tokens of both streams with, ``[B, N, 2]``.

@@ -12,9 +12,9 @@ as it then projects the prototype once and holds no suppressed tokens of width D
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 BANKS = ("half", "full")
+_EPS = 1e-8
 
 
 def background_prototype(features: Sequence[torch.Tensor], bank: str = "half") -> torch.Tensor:
@@ -47,7 +47,8 @@ def background_dissimilarity(feature: torch.Tensor, prototype: torch.Tensor) -> 
     Returns:
         torch.Tensor: ``[B, N, 1]`` in [0, 2].
     """
-    return 1 - F.cosine_similarity(feature, prototype[:, None], dim=-1)[..., None]
+    norms = feature.norm(dim=-1, keepdim=True) * prototype.norm(dim=-1)[:, None, None]  # [B, N, 1]
+    return 1 - feature @ prototype[..., None] / norms.clamp(min=_EPS)
 
 
 def suppress_background(feature: torch.Tensor, prototype: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -62,4 +63,4 @@ def suppress_background(feature: torch.Tensor, prototype: torch.Tensor, weight: 
         torch.Tensor: Of the shape of ``feature``.
     """
     anomaly = feature - prototype[:, None]  # eq. 28; its norm, the reconstruction error of eq. 29, enters no score
-    return 0.5 * feature + 0.5 * anomaly * weight  # eq. 30-31
+    return torch.addcmul(0.5 * feature, anomaly, 0.5 * weight)  # eq. 30-31: 0.5 F + 0.5 A weight
