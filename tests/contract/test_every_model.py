@@ -147,6 +147,27 @@ def test_the_literal_form_gives_the_same_maps(name, build) -> None:
 
 
 @every_adapted_model
+def test_the_literal_form_trains_the_same(name, build) -> None:
+    losses, weights = [], []
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 56, 56, generator=generator)
+    batch = ImageBatch(image=images, gt_label=torch.tensor([0, 1, 0, 1]), gt_mask=images[:, 0] > 0.5)
+    for literal in (False, True):
+        model = build(name, weights=None, literal=literal, learning_rate=1e-3).train()
+        model.log = model.log_dict = lambda *_, **__: None
+        optimizer = model.configure_optimizers()
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model.training_step(batch)
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.detach())
+        weights.append(model.model.encode_text().detach())
+    assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+    assert_close(weights[1], weights[0], rtol=0, atol=1e-3)
+
+
+@every_adapted_model
 def test_text_features_are_computed_once_and_again_when_a_parameter_changed(name, build, monkeypatch) -> None:
     model = build(name).eval().model
     calls, encode_text = [], model.encode_text
