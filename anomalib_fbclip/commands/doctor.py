@@ -135,11 +135,12 @@ def devices() -> Iterator[Finding]:
 def weights() -> Iterator[Finding]:
     """Embedded weights, and whether the default backbone's weights are on this machine or how to get them."""
     from anomalib_fbclip.clip.build import EMBEDDED
-    from anomalib_fbclip.registration import MODELS
+    from anomalib_fbclip.registration import PUBLISHED_FORMATS
 
     for name, folder in EMBEDDED.items():
-        adapted = [model for model in MODELS if model != "FiSeCLIP"]
-        for file in (f"{part.lower()}.safetensors" for part in ("clip", *adapted)):
+        # The rooms of the models with an adapter.
+        adapters = (module.split(".")[1] for module in PUBLISHED_FORMATS)
+        for file in (f"{part}.safetensors" for part in ("clip", *adapters)):
             path = folder / file
             if path.is_file():
                 yield Finding(OK, f"embedded backbone {name!r}: {file}, {path.stat().st_size / 1e6:.1f} MB")

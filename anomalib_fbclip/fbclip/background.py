@@ -63,4 +63,4 @@ def suppress_background(feature: torch.Tensor, prototype: torch.Tensor, weight: 
         torch.Tensor: Of the shape of ``feature``.
     """
     anomaly = feature - prototype[:, None]  # eq. 28; its norm, the reconstruction error of eq. 29, enters no score
-    return torch.addcmul(0.5 * feature, anomaly, 0.5 * weight)  # eq. 30-31: 0.5 F + 0.5 A weight
+    return torch.addcmul(feature, anomaly, weight).mul_(0.5)  # eq. 30-31: 0.5 F + 0.5 A weight, one tensor less

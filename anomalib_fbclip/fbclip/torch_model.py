@@ -175,6 +175,7 @@ class FBCLIPModel(AdaptedCLIP):
             with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
                 mask = foreground_mask(exact, previous)  # eq. 7-8
             masks.append(mask)
+            previous = None  # or the attention would share the memory with the block before
             attend = self._attend_literally if self.literal else self._attend
             features += attend(layer_tokens, mask)  # eq. 9-23
             previous = exact
