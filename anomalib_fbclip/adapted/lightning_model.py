@@ -23,7 +23,9 @@ from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
 from anomalib_fbclip.common.files import file_digest
 from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
-from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.clip_module import CLIPModule
+from anomalib_fbclip.host.epochs import limit_epochs
+from anomalib_fbclip.host.module import ScoringModule
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
@@ -35,7 +37,6 @@ from .training_data import AnomalySynthesis, Supervision, describe_training_data
 
 logger = logging.getLogger(__name__)
 
-_LIGHTNING_DEFAULT_EPOCHS = 1000
 DATA_FETCHER = "_data_fetcher"
 """Private name of Lightning's training loop. Where a release has another, a resumed run may draw another order."""
 
@@ -82,7 +83,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         few_shot_source: Folder of the normal images, of which the first ``k_shot`` by name are taken. ``None``: a
             random choice from the data module's train split. Read once, when the first run begins.
         seed: Seeds the first values of the trained part, and training. ``None``: unseeded.
-        **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.CLIPModule`.
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`.
 
     Attributes:
         model: The torch model.
@@ -203,7 +204,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         }
         self.hparams.update({name: value for name, value in settled.items() if name in self.hparams})
         for base in type(self).__mro__:
-            if issubclass(base, CLIPModule):
+            if issubclass(base, ScoringModule):
                 check_arguments(base.__init__, settled)
         self._backbone = {name: settled[name] for name in self._backbone}
         self.k_shot = settled["k_shot"]
@@ -267,21 +268,11 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         return torch.optim.Adam(trained, lr=self.learning_rate, betas=self.betas)
 
     def setup(self, stage: str) -> None:
-        """Set the epochs where the trainer sets none, seed training; the rest as :meth:`CLIPModule.setup`."""
+        """Set the epochs where the trainer sets none, seed training; the rest as :meth:`ScoringModule.setup`."""
         super().setup(stage)
         if stage != "fit":
             return
-        unlimited = self.trainer.max_steps == -1 and self.trainer.fit_loop.max_epochs in {
-            None,
-            _LIGHTNING_DEFAULT_EPOCHS,
-        }
-        if unlimited:
-            self.trainer.fit_loop.max_epochs = self.max_epochs or self.paper_epochs
-            logger.info(
-                "Training for %d epochs; --trainer.max_epochs sets another number (1000, which is Lightning's default "
-                "and has no effect here, by --model.max_epochs).",
-                self.trainer.max_epochs,
-            )
+        limit_epochs(self.trainer, self.max_epochs or self.paper_epochs)
         if self.seed is not None:
             torch.manual_seed(self.seed)
 
@@ -417,7 +408,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         return super().to_onnx(*args, **kwargs)
 
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
-        """Set the thresholds from normal images, with a full memory; see :meth:`CLIPModule.calibrate`.
+        """Set the thresholds from normal images, with a full memory; see :meth:`ScoringModule.calibrate`.
 
         Images of the memory, known by their content, are scored without what it holds of them: they are nearer to
         themselves than any other image will be.

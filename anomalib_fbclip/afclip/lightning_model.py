@@ -30,7 +30,7 @@ class AFCLIP(AdaptedModule, AnomalibModule):
         alignment_weight: Weight of the patch alignment loss; 0 switches it off.
         learning_rate: Of Adam.
         **kwargs: Arguments of :class:`~anomalib_fbclip.adapted.lightning_model.AdaptedModule` and
-            :class:`~anomalib_fbclip.host.module.CLIPModule`: ``backbone``, ``weights``, ``image_size``, ``k_shot``, ...
+            :class:`~anomalib_fbclip.host.clip_module.CLIPModule`: ``backbone``, ``weights``, ``k_shot``, ...
 
     Raises:
         TypeError: If an argument is of another type.

@@ -34,7 +34,7 @@ class AnomalyCLIP(AdaptedModule, AnomalibModule):
         local_weight: Weight of focal and dice loss.
         learning_rate: Of Adam.
         **kwargs: Arguments of :class:`~anomalib_fbclip.adapted.lightning_model.AdaptedModule` and
-            :class:`~anomalib_fbclip.host.module.CLIPModule`: ``backbone``, ``weights``, ``image_size``, ``k_shot``, ...
+            :class:`~anomalib_fbclip.host.clip_module.CLIPModule`: ``backbone``, ``weights``, ``k_shot``, ...
 
     Raises:
         TypeError: If an argument is of another type.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from anomalib_fbclip.adapted.load import load_module
-from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.module import ScoringModule
 from anomalib_fbclip.host.post_processing import FIXED
 from anomalib_fbclip.host.unreadable import read_picture
 from anomalib_fbclip.host.watch import Table, watch
@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def scorer(module: CLIPModule, device: str = "cpu") -> Callable[[Path], dict[str, Any]]:
+def scorer(module: ScoringModule, device: str = "cpu") -> Callable[[Path], dict[str, Any]]:
     """A function from an image file to its columns, by a model that stays loaded."""
     module = module.to(device).eval()
     if module.thresholds is None or module.thresholds["origin"] == FIXED:

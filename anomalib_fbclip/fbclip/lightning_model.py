@@ -41,7 +41,7 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         dice_weight: Weight of the dice loss.
         scr_weight: Weight of the semantic consistency loss; 0 switches it off (paper, Table 5).
         **kwargs: Arguments of :class:`~anomalib_fbclip.adapted.lightning_model.AdaptedModule` and
-            :class:`~anomalib_fbclip.host.module.CLIPModule`: ``weights``, ``image_size``, ``k_shot``, ...
+            :class:`~anomalib_fbclip.host.clip_module.CLIPModule`: ``weights``, ``image_size``, ``k_shot``, ...
 
     Raises:
         TypeError: If an argument is of another type.

@@ -18,7 +18,7 @@ from torchmetrics.functional import spearman_corrcoef
 from anomalib_fbclip import registration
 from anomalib_fbclip.data.picture_folder import PictureFolder
 from anomalib_fbclip.host.calibration import NormalScores
-from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.post_processing import LABELS
 from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, read_picture
 
@@ -69,8 +69,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
-        **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.CLIPModule`. ``normal_source`` is a folder of two
-            images or more here: they serve the thresholds alone, each is scored by the others, and they are no
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`. ``normal_source`` is a folder of
+            two images or more here: they serve the thresholds alone, each is scored by the others, and they are no
             references of the images of a run.
 
     Raises:

@@ -100,8 +100,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     if "init_weights" in checkpoint["hyper_parameters"]:
         checkpoint["hyper_parameters"]["init_weights"] = None  # training has begun
     checkpoint[_KEY] = {
-        "backbone": module.model.clip.name,
-        "fingerprint": module.model.clip.fingerprint(),
+        **module.identity(),
         "image_size": module.image_size,
         "source": module.source,
         "memory_names": list(getattr(module.model, "memory_names", ())),
@@ -132,11 +131,12 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     if not isinstance(ours, Mapping) or not {"backbone", "fingerprint", "image_size", "source"} <= ours.keys():
         msg = f"The checkpoint is damaged: what it says of its backbone is {ours!r}. Take an earlier one."
         raise ValueError(msg)
-    fingerprint = module.model.clip.fingerprint()
-    if ours["fingerprint"] != fingerprint:
+    identity = module.identity()
+    if ours["fingerprint"] != identity["fingerprint"]:
         msg = (
             f"The checkpoint was made on backbone {ours['backbone']!r} (weights {ours['fingerprint']}), this model has "
-            f"{module.model.clip.name!r} (weights {fingerprint}): give the model the same backbone and pretrained."
+            f"{identity['backbone']!r} (weights {identity['fingerprint']}): give the model the same backbone and "
+            "pretrained."
         )
         raise ValueError(msg)
     if ours["image_size"] != module.image_size:

@@ -27,15 +27,16 @@ def describe(module: LightningModule, input_size: tuple[int, int] | None = None)
     """What an exported file says about itself, in types that JSON knows.
 
     Args:
-        module: A :class:`~anomalib_fbclip.host.module.CLIPModule`.
+        module: A :class:`~anomalib_fbclip.host.module.ScoringModule`.
         input_size: Height and width of the raw images that the file takes; ``None`` for any.
     """
     transform = getattr(module.pre_processor, "transform", None)
+    identity = module.identity()
     return {
         "model": type(module).__name__,
-        "backbone": module.model.clip.name,
-        "backbone_fingerprint": module.model.clip.fingerprint(),
-        "image_size": module.model.clip.image_size,
+        "backbone": identity["backbone"],
+        "backbone_fingerprint": identity["fingerprint"],
+        "image_size": module.image_size,
         "input_size": list(input_size) if input_size else None,
         "input": "RGB in [0, 1], [batch, 3, height, width]; resizing and normalisation are part of the model",
         "pre_processing": [str(step) for step in getattr(transform, "transforms", [transform])],

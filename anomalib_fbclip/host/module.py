@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``CLIPModule``: what the Lightning modules of all our models share, and the edges towards anomalib."""
+"""``ScoringModule``: what the Lightning modules of all our models share, and the edges towards anomalib."""
 
 import gc
 import logging
@@ -13,16 +13,11 @@ import torch
 from anomalib.data import Batch, InferenceBatch
 from anomalib.metrics import Evaluator
 from anomalib.post_processing import PostProcessor
-from anomalib.pre_processing import PreProcessor
 from anomalib.utils.path import create_versioned_dir
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
 
-from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.clip.build import load_clip
-from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.common.arguments import check_arguments, plain
 from anomalib_fbclip.data.sets import shares_source
 
@@ -30,7 +25,6 @@ from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
 from .metrics import FullEvaluator
 from .post_processing import FIXED, ProbabilityPostProcessor
-from .pre_processing import ExactPreProcessor
 from .prediction_index import PredictionIndex
 from .processes import share_folder
 from .report import Report
@@ -42,25 +36,17 @@ from .visualization import PredictionVisualizer
 
 logger = logging.getLogger(__name__)
 
-PAPER_IMAGE_SIZE = 518
 _COMPONENTS = ("pre_processor", "post_processor", "evaluator", "visualizer")
 
 
-class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
-    """A Lightning module of anomalib whose ``model`` scores batches of images with a frozen CLIP.
+class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
+    """A Lightning module of anomalib whose ``model`` scores batches of images.
 
     anomalib lists the *direct* subclasses of its ``AnomalibModule`` as models. So this class is none, and each model
     names both: ``class FBCLIP(AdaptedModule, AnomalibModule)``. Its constructor passes the arguments of this one on and
-    calls :meth:`build`.
+    sets ``model`` and ``image_size``.
 
     Args:
-        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
-        pretrained: Backbone weights: an open_clip tag, a local file (the network is then never touched), or ``None``
-            for random ones. Not used by ``"tiny"``.
-        pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
-            for ``pretrained=None``.
-        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the paper's 518 for
-            patches of 14 pixels, else the size that the backbone was trained with.
         normal_source: A normal image or a folder of them, for thresholds without labels: see :meth:`calibrate`. They
             win over labelled validation data.
         false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1); needs ``normal_source``.
@@ -69,7 +55,6 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             0.5.
         metrics: ``"default"``: anomalib's four, so that benchmark grids with its models work. ``"full"``: image
             AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max.
-        quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
         pre_processor: As in every anomalib model.
         post_processor: As in every anomalib model.
         evaluator: As in every anomalib model; overrides ``metrics``.
@@ -77,7 +62,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         report: Whether a prediction also writes one HTML page, see :class:`Report`.
 
     Attributes:
-        model: The torch model; its ``clip`` is the frozen backbone.
+        model: The torch model.
         image_size: Side of the square input in pixels.
         weights: The adapter of a model that has one.
         source: What the adapter was trained on, as far as it is known.
@@ -103,15 +88,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def __init__(
         self,
-        backbone: str = "ViT-L-14-336",
-        pretrained: str | None = "openai",
-        pre_trained: bool = True,
-        image_size: int | None = None,
         normal_source: str | None = None,
         false_alarm_rate: float = 0.05,
         threshold: float | None = None,
         metrics: str = "default",
-        quick_gelu: bool | None = None,
         pre_processor: nn.Module | bool = True,
         post_processor: nn.Module | bool = True,
         evaluator: Evaluator | bool = True,
@@ -121,7 +101,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         settings = {name: value for name, value in self.hparams.items() if name not in _COMPONENTS}
         for base in type(self).__mro__:
-            if issubclass(base, CLIPModule):
+            if issubclass(base, ScoringModule):
                 check_arguments(base.__init__, settings)
         # Checkpoints hold plain types only, and get_model hands over OmegaConf's lists.
         self.hparams.update({name: plain(value) for name, value in settings.items()})
@@ -136,39 +116,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             false_alarm_rate,
             threshold,
         )
-        self._backbone: dict[str, Any] = {
-            "backbone": backbone,
-            "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
-            "image_size": image_size,
-            "quick_gelu": quick_gelu,
-        }
         self._own_pre_processor = pre_processor is True
         self._report = report
-
-    def build(self, model: type[nn.Module], **arguments: Any) -> None:  # noqa: ANN401  # of any model
-        """Load the backbone and build the torch model on it.
-
-        Args:
-            model: Class of the torch model.
-            **arguments: Its arguments beside the backbone.
-
-        Raises:
-            ValueError: If an argument is out of range.
-            FileNotFoundError: If a weights file does not exist.
-            ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
-        """
-        clip = self.load_backbone()
-        if self._own_pre_processor:
-            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
-        self.model = model(clip, **arguments)
-        self.image_size = clip.image_size
-
-    def load_backbone(self) -> FrozenCLIP:
-        """The frozen backbone that the arguments name."""
-        clip = load_clip(**self._backbone)
-        if self._backbone["image_size"] is None and clip.patch_size == 14:
-            clip.image_size = PAPER_IMAGE_SIZE
-        return clip
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -306,7 +255,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         super().on_load_checkpoint(checkpoint)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "CLIPModule":
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args, **kwargs) -> "ScoringModule":
         """Load a model from a checkpoint, as Lightning's, and name a file that cannot be read.
 
         Raises:
@@ -376,7 +325,11 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
-        return {"image_size": self.model.clip.image_size, "smoothing_sigma": self.model.smoothing_sigma}
+        return {"image_size": self.image_size}
+
+    def identity(self) -> dict[str, str]:
+        """What a checkpoint must have in common with the model: ``backbone``, its name, and ``fingerprint``."""
+        raise NotImplementedError
 
     @property
     def thresholds(self) -> dict[str, Any] | None:
@@ -433,24 +386,6 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         gc.collect()
         export.annotate(path, self.describe(input_size))
         return path
-
-    @classmethod
-    def configure_pre_processor(
-        cls,
-        image_size: tuple[int, int] | None = None,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
-    ) -> PreProcessor:
-        """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
-
-        Args:
-            image_size: Height and width in pixels. ``None``: 518 x 518.
-            mean: Mean of each colour, that of the backbone.
-            std: Standard deviation of each colour, that of the backbone.
-        """
-        size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
-        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:

@@ -13,7 +13,7 @@ from anomalib.metrics import AUPIMO as PIMO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_fbclip.host.metrics import AnyScoreHistogram, ImageScores, ScoreHistogram
-from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.module import ScoringModule
 from anomalib_fbclip.host.post_processing import ProbabilityPostProcessor
 
 from .bootstrap import ImageCounts
@@ -52,7 +52,7 @@ class Measure(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the bins; have each image scored while the clock runs."""
         del trainer
-        if isinstance(pl_module, CLIPModule):
+        if isinstance(pl_module, ScoringModule):
             pl_module.forget_validation()
         if isinstance(getattr(pl_module, "post_processor", None), ProbabilityPostProcessor):
             # Probabilities crowd at both ends of [0, 1]; these bins are fine at both.

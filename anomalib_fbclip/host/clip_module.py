@@ -1,0 +1,109 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""``CLIPModule``: the base of Lightning modules whose torch model stands on a frozen CLIP."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from anomalib.pre_processing import PreProcessor
+from torch import nn
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+
+from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.clip.build import load_clip
+from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
+
+from .module import ScoringModule
+from .pre_processing import ExactPreProcessor
+
+PAPER_IMAGE_SIZE = 518
+
+
+class CLIPModule(ScoringModule):
+    """A Lightning module whose ``model`` scores batches of images with a frozen CLIP.
+
+    The constructor of a model passes the arguments of this one on and calls :meth:`build`.
+
+    Args:
+        backbone: open_clip model name, or ``"tiny"`` for the small trained backbone inside this package.
+        pretrained: Backbone weights: an open_clip tag, a local file (the network is then never touched), or ``None``
+            for random ones. Not used by ``"tiny"``.
+        pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
+            for ``pretrained=None``.
+        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the paper's 518 for
+            patches of 14 pixels, else the size that the backbone was trained with.
+        quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.ScoringModule`.
+
+    Attributes:
+        model: The torch model; its ``clip`` is the frozen backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "ViT-L-14-336",
+        pretrained: str | None = "openai",
+        pre_trained: bool = True,
+        image_size: int | None = None,
+        quick_gelu: bool | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._backbone: dict[str, Any] = {
+            "backbone": backbone,
+            "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
+            "image_size": image_size,
+            "quick_gelu": quick_gelu,
+        }
+
+    def build(self, model: type[nn.Module], **arguments: Any) -> None:  # noqa: ANN401  # of any model
+        """Load the backbone and build the torch model on it.
+
+        Args:
+            model: Class of the torch model.
+            **arguments: Its arguments beside the backbone.
+
+        Raises:
+            ValueError: If an argument is out of range.
+            FileNotFoundError: If a weights file does not exist.
+            ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
+        """
+        clip = self.load_backbone()
+        if self._own_pre_processor:
+            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
+        self.model = model(clip, **arguments)
+        self.image_size = clip.image_size
+
+    def load_backbone(self) -> FrozenCLIP:
+        """The frozen backbone that the arguments name."""
+        clip = load_clip(**self._backbone)
+        if self._backbone["image_size"] is None and clip.patch_size == 14:
+            clip.image_size = PAPER_IMAGE_SIZE
+        return clip
+
+    def identity(self) -> dict[str, str]:
+        """Name and fingerprint of the frozen backbone."""
+        return {"backbone": self.model.clip.name, "fingerprint": self.model.clip.fingerprint()}
+
+    def calibration_settings(self) -> dict[str, Any]:
+        """Settings that thresholds hold for."""
+        return {**super().calibration_settings(), "smoothing_sigma": self.model.smoothing_sigma}
+
+    @classmethod
+    def configure_pre_processor(
+        cls,
+        image_size: tuple[int, int] | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> PreProcessor:
+        """Resize (bicubic, to a square, without keeping the aspect ratio) and normalise with CLIP's statistics.
+
+        Args:
+            image_size: Height and width in pixels. ``None``: 518 x 518.
+            mean: Mean of each colour, that of the backbone.
+            std: Standard deviation of each colour, that of the backbone.
+        """
+        size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
+        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
+        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
