@@ -18,19 +18,20 @@ from anomalib.utils.path import create_versioned_dir
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.build import load_clip
 from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.common.arguments import check_arguments, plain
+from anomalib_fbclip.common.functional import as_json, pair
 from anomalib_fbclip.data.sets import shares_source
 
 from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
 from .metrics import FullEvaluator
 from .post_processing import FIXED, ProbabilityPostProcessor
-from .pre_processing import ExactPreProcessor
+from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions
 from .prediction_index import PredictionIndex
 from .processes import share_folder
 from .report import Report
@@ -59,8 +60,11 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             for random ones. Not used by ``"tiny"``.
         pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
             for ``pretrained=None``.
-        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the paper's 518 for
-            patches of 14 pixels, else the size that the backbone was trained with.
+        image_size: Height and width of the input in pixels, multiples of the patch size; one number for a square.
+            ``None``: the paper's 518 for patches of 14 pixels, else the size that the backbone was trained with.
+        resize: ``"squash"``: every image is resized to ``image_size``, as in the papers. ``"keep"``: an image keeps its
+            proportions and gets about as many patches as ``image_size`` has. Images of one batch must then have the
+            same proportions: else give batches of one image.
         normal_source: A normal image or a folder of them, for thresholds without labels: see :meth:`calibrate`. They
             win over labelled validation data.
         false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1); needs ``normal_source``.
@@ -78,7 +82,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     Attributes:
         model: The torch model; its ``clip`` is the frozen backbone.
-        image_size: Side of the square input in pixels.
+        image_size: Height and width of the input in pixels; one number for a square.
         weights: The adapter of a model that has one.
         source: What the adapter was trained on, as far as it is known.
         calibrator: What the user wants of the thresholds.
@@ -90,7 +94,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         ValueError: If an argument is out of range.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     calibrator: Calibrator
     weights: str | None = None
     source: str | None = None
@@ -106,7 +110,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         backbone: str = "ViT-L-14-336",
         pretrained: str | None = "openai",
         pre_trained: bool = True,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        resize: str = "squash",
         normal_source: str | None = None,
         false_alarm_rate: float = 0.05,
         threshold: float | None = None,
@@ -128,6 +133,13 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if metrics not in {"default", "full"}:
             msg = f"metrics={metrics!r}: choose 'default' or 'full'."
             raise ValueError(msg)
+        if resize not in RESIZES:
+            msg = f"resize={resize!r}: choose one of {list(RESIZES)}."
+            raise ValueError(msg)
+        if resize != "squash" and pre_processor is not True:
+            msg = f"resize={resize!r} needs this model's own pre-processor: leave pre_processor at True."
+            raise ValueError(msg)
+        self.resize = resize
         if evaluator is True and metrics == "full":
             self.evaluator = FullEvaluator()
         self.calibrator = Calibrator(
@@ -139,7 +151,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         self._backbone: dict[str, Any] = {
             "backbone": backbone,
             "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
-            "image_size": image_size,
+            "image_size": plain(image_size),
             "quick_gelu": quick_gelu,
         }
         self._own_pre_processor = pre_processor is True
@@ -159,9 +171,22 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """
         clip = self.load_backbone()
         if self._own_pre_processor:
-            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
+            self.pre_processor = self.pre_processor_for(clip)
         self.model = model(clip, **arguments)
         self.image_size = clip.image_size
+
+    def pre_processor_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> PreProcessor:
+        """The pre-processor that the arguments name.
+
+        Args:
+            clip: Backbone, for its statistics and patches.
+            image_size: In place of the backbone's.
+        """
+        pre_processor = self.configure_pre_processor(pair(image_size or clip.image_size), clip.mean, clip.std)
+        if self.resize == "keep":
+            fit: Transform = KeepProportions(pair(image_size or clip.image_size), clip.patch_size)
+            pre_processor = ExactPreProcessor(Compose([fit, Normalize(mean=clip.mean, std=clip.std)]))
+        return pre_processor
 
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone that the arguments name."""
@@ -197,7 +222,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             self._kept = KeptPredictions() if self.validates_on_test_images else None
             if self._learns_nothing():
                 self._limit_val_batches, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
-        self._named = name_unreadable(self.trainer, stage)
+        self._named = name_unreadable(self.trainer, stage, one_size=self.fits_images)
         checkpoints.name_damaged(self.trainer)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
@@ -213,6 +238,11 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             self.trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
         if stage != "validate":
             self._kept = None
+
+    @property
+    def fits_images(self) -> bool:
+        """Whether the size of an image after the resize depends on its size before."""
+        return bool(getattr(self.pre_processor, "fits_images", False))
 
     def forget_validation(self) -> None:
         """Score each image of the coming test anew, also where the validation has just scored it: for timings."""
@@ -363,7 +393,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """The same as if the model had not seen this image before; ``None`` where it knows nothing else.
 
         Args:
-            images: One transformed image ``[1, 3, H, H]``.
+            images: One transformed image ``[1, 3, H, W]``.
             path: Its file.
         """
         del path
@@ -376,7 +406,11 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
-        return {"image_size": self.model.clip.image_size, "smoothing_sigma": self.model.smoothing_sigma}
+        return {
+            "image_size": as_json(self.model.clip.image_size),
+            "smoothing_sigma": self.model.smoothing_sigma,
+            "resize": self.resize,
+        }
 
     @property
     def thresholds(self) -> dict[str, Any] | None:
@@ -389,7 +423,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
-        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, **metadata}
+        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", **metadata}
         ours = self.calibration_settings()
         different = [name for name, value in ours.items() if theirs[name] != value]
         if not different:
@@ -423,9 +457,17 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         Args:
             export_root: Folder to write to.
             model_file_name: Name of the file.
-            input_size: Height and width of the raw images. ``None``: the file takes images of any size.
+            input_size: Height and width of the raw images. ``None``: the file takes images of any size; not where the
+                resize depends on the size of the image.
             **kwargs: Passed through to ``torch.onnx.export``; ``dynamic_axes={}`` fixes the batch to one image.
+
+        Raises:
+            ValueError: If ``input_size`` is missing.
         """
+        if input_size is None and self.fits_images:
+            msg = f"resize={self.resize!r}: a graph has fixed sizes, give input_size=[height, width] of the raw images "
+            msg += "(--input_size '[600,800]')."
+            raise ValueError(msg)
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
         path = super().to_onnx(export_root, model_file_name, input_size, **options)
