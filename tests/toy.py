@@ -31,7 +31,8 @@ class ToyModel(AdaptedCLIP):
         tokens = self.clip.encode_text(self.prompts())
         return F.normalize(self.clip.project_text(tokens[torch.arange(2), self.prompts.end_of_text]), dim=-1)
 
-    def detect(self, tokens, text_features):
+    def detect(self, tokens, text_features, grid=None):
+        del grid
         logit = 0
         for layer in tokens:
             joint = F.normalize(self.clip.project(self.clip.visual.ln_post(layer)), dim=-1)  # [B, 1 + L, d]

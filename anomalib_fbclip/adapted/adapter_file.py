@@ -9,6 +9,7 @@ No code from a file is run. A file is read and checked as a whole before the mod
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -50,8 +51,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "source_domain": (str, type(None)),
     "mean": (list,),
     "std": (list,),
-    "image_size": (int,),
+    "image_size": (int, list),
     "smoothing_sigma": (float, int),
+    "resize": (str,),
     "thresholds": (dict, type(None)),
     "private": (bool,),
     "k_shot": (int,),
@@ -196,8 +198,9 @@ def _check_memory(model: "nn.Module", tensors: Mapping[str, torch.Tensor], path:
     for name in own.keys() & tensors.keys():
         given, expected = tensors[name], own[name]
         same = given.shape == expected.shape
-        if name == f"{MEMORY}tokens":  # [S, K, L, D], any number of images and patches
-            same = given.ndim == 4 and given.numel() > 0 and given.shape[::3] == expected.shape[::3]
+        if name == f"{MEMORY}tokens":  # [S, K, L, D] or [S, K, g_h, g_w, D], any number of images and patches
+            grid = given.ndim == 5 or (given.ndim == 4 and math.isqrt(given.shape[2]) ** 2 == given.shape[2])
+            same = grid and given.numel() > 0 and (given.shape[0], given.shape[-1]) == expected.shape[::3]
         if not (same and is_dense(given) and torch.isfinite(given).all()):
             wrong.append(name)
     if wrong:
@@ -351,6 +354,10 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
         if key in metadata and type(metadata[key]) not in types:
             msg = f"{key}={metadata[key]!r} in its metadata, expected {' or '.join(t.__name__ for t in types)}"
             raise ValueError(msg)
+    sides = metadata.get("image_size", 1)
+    if isinstance(sides, list) and (len(sides) != 2 or not all(type(side) is int for side in sides)):
+        msg = f"image_size={sides!r} in its metadata, expected one number, or height and width"
+        raise ValueError(msg)
     for key in ("mean", "std"):
         colours = metadata.get(key, [0.5, 0.5, 0.5])
         if len(colours) != 3 or not all(type(value) is float and 0 <= value <= 1 for value in colours):

@@ -51,7 +51,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
 
     A model is ``class Name(AdaptedModule, AnomalibModule)``, whose constructor passes ``**kwargs`` on and calls
     :meth:`build` with its torch model, its loss and its own arguments. The loss takes ``pred_score`` ``[B]``,
-    ``anomaly_map`` ``[B, H, H]`` (up-sampled, not smoothed), ``labels`` ``[B]``, ``masks`` ``[B, H, W]`` or ``None``,
+    ``anomaly_map`` ``[B, H, W]`` (up-sampled, not smoothed), ``labels`` ``[B]``, ``masks`` ``[B, H, W]`` or ``None``,
     and the torch model's ``loss_terms``; it returns its parts and their ``total`` in a dictionary.
 
     Args:
@@ -197,7 +197,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         adapter_file.check_model(metadata, self.model_name, self.weights)
         stored = {**metadata, "backbone": adapter_file.backbone_name(metadata)}
         defaults = default_values(type(self))
-        used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot}
+        used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot, "resize": self.resize}
         settled = {
             name: plain(stored[name]) if name in stored and value == plain(defaults.get(name)) else value
             for name, value in used.items()
@@ -207,9 +207,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             if issubclass(base, ScoringModule):
                 check_arguments(base.__init__, settled)
         self._backbone = {name: settled[name] for name in self._backbone}
-        self.k_shot = settled["k_shot"]
+        self.k_shot, self.resize = settled["k_shot"], settled["resize"]
         self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
-        same = self.k_shot == stored["k_shot"] and settled["image_size"] == stored["image_size"]
+        kept = {"resize": "squash", **stored}  # files from before it was stored
+        same = all(settled[name] == plain(kept[name]) for name in ("k_shot", "image_size", "resize"))
         self._takes_memory = same and self.few_shot_source is None
         return {name: settled[name] for name in arguments}
 
@@ -243,8 +244,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
                 self.source = self._stated_source
             if adapter_file.is_line(metadata) and not self._takes_memory:
                 logger.warning(
-                    "Memory and thresholds of the line file %s, for k_shot=%d and image_size=%d, are not used with "
-                    "k_shot=%d, image_size=%d, few_shot_source=%s.",
+                    "Memory and thresholds of the line file %s, for k_shot=%d and image_size=%s, are not used with "
+                    "k_shot=%d, image_size=%s, few_shot_source=%s.",
                     self.weights,
                     metadata["k_shot"],
                     metadata["image_size"],
@@ -338,7 +339,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         # Synthesised anomalies are new in every step: a cache of them would only fill the disk.
         cache = self.token_cache if self.supervision is not Supervision.NORMAL_ONLY else None
         scores = self.model.score(images, tokens=None if cache is None else cache.encode_image(images))
-        anomaly_map = self.model.upsample(scores.grid_map, images.shape[-1], sigma=0)
+        anomaly_map = self.model.upsample(scores.grid_map, images.shape[-2:], sigma=0)
         parts = self.loss(
             pred_score=scores.pred_score,
             anomaly_map=anomaly_map,
@@ -457,8 +458,16 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if not self.k_shot:
             self.calibrate_once()
         thresholds = None if self.k_shot else self.thresholds
-        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": thresholds}
-        return adapter_file.save(self.model, path, **known, **extra)
+        return adapter_file.save(self.model, path, **self._known(thresholds), **extra)
+
+    def _known(self, thresholds: dict[str, Any] | None) -> dict[str, Any]:
+        """What the module knows beside its torch model, for the metadata of its files."""
+        return {
+            "source": self.source,
+            "pretrained": self.hparams.get("pretrained"),
+            "thresholds": thresholds,
+            "resize": self.resize,
+        }
 
     def save_line(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
         """Write a line file: the trained part, the memory of normal images, thresholds and settings.
@@ -477,8 +486,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             raise ValueError(msg)
         self.fill_memory()
         self.calibrate_once()
-        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
-        return adapter_file.save(self.model, path, memory=True, **known, **extra)
+        return adapter_file.save(self.model, path, memory=True, **self._known(self.thresholds), **extra)
 
     def push_to_hub(
         self,

@@ -25,6 +25,7 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 
 from anomalib_fbclip.clip.build import EMBEDDED
 from anomalib_fbclip.common.files import file_digest
+from anomalib_fbclip.common.functional import one_or_pair, pair
 from anomalib_fbclip.data.picture_folder import PictureFolder
 from anomalib_fbclip.host.calibration import NormalScores, set_thresholds
 from anomalib_fbclip.host.metrics import ImageScores
@@ -36,6 +37,9 @@ from .load import find_model, load_module
 from .torch_model import AdaptedCLIP
 
 logger = logging.getLogger(__name__)
+
+Size = int | tuple[int, int]
+"""In pixels: one number for a square, else height and width."""
 
 SIZES = (2 / 3, 1, 4 / 3, 5 / 3, 2)
 """Image sizes that are tried, relative to the one that adapter and backbone were trained with."""
@@ -61,13 +65,13 @@ class Choice:
     """An image size and a number of good images in the memory.
 
     Attributes:
-        image_size: In pixels.
+        image_size: In pixels; height and width where they differ.
         k_shot: Good images in the memory.
         seconds: Measured time per image, least of a few, interpolated in ``k_shot``: reading, resizing, scoring.
         auroc: Image AUROC of the sample; ``None`` without bad images.
     """
 
-    image_size: int
+    image_size: Size
     k_shot: int
     seconds: float
     auroc: float | None = None
@@ -206,10 +210,11 @@ class _Survey:
         self.device = next(self.model.parameters()).device
         self.tried: list[Choice] = []
 
-    def choose(self, sizes: Sequence[int] | None, shots: Sequence[int] | None) -> Choice:
+    def choose(self, sizes: Sequence[Size] | None, shots: Sequence[int] | None) -> Choice:
         """The best choice, out of given sizes and numbers where they are given."""
-        patch, own = self.model.clip.patch_size, self.module.image_size
-        sizes = sizes or sorted({max(1, round(own * share / patch)) * patch for share in SIZES})
+        patch, own = self.model.clip.patch_size, pair(self.module.image_size)
+        shares = [[max(1, round(side * share / patch)) * patch for side in own] for share in sorted(SIZES)]
+        sizes = sizes or list(dict.fromkeys(one_or_pair(sides) for sides in shares))
         shots = shots or [number for number in SHOTS if number <= len(self.good)]
         fast = []
         for size in sizes:
@@ -267,19 +272,20 @@ class _Survey:
         scores = torch.empty(len(choices), len(good) + len(bad))
         try:
             for index, file in enumerate([*good, *bad]):
-                tokens = self._tokens(self.read([file], transform))
-                logit = self.model.detect(tokens, self.model.text_features()).logit
+                images = self.read([file], transform)
+                tokens, grid = self._tokens(images), self.model.clip.grid_of_images(images)
+                logit = self.model.detect(tokens, self.model.text_features(), grid).logit
                 for place, choice in enumerate(choices):
                     others = [other for other in range(choice.k_shot) if other != index]
                     # Of a memory of one, which only a user asks for, its image cannot be left out.
                     self.model.memory = full.part(others) if 0 < len(others) < choice.k_shot else parts[place]
-                    scores[place, index] = self.model.abnormal_probability(logit, tokens)[0, 0]
+                    scores[place, index] = self.model.abnormal_probability(logit, tokens, grid)[0, 0]
         finally:
             self.model.memory = full
         for choice, row in zip(choices, scores, strict=True):
             choice.auroc = _auroc(row[: len(good)], row[len(good) :])
             logger.info(
-                "%d pixels, memory of %d good images: %.3g s per image, image AUROC %.1f %%.",
+                "%s pixels, memory of %d good images: %.3g s per image, image AUROC %.1f %%.",
                 choice.image_size,
                 choice.k_shot,
                 choice.seconds,
@@ -287,7 +293,7 @@ class _Survey:
             )
 
     @torch.no_grad()
-    def _timed(self, size: int, shots: Sequence[int]) -> list[Choice]:
+    def _timed(self, size: Size, shots: Sequence[int]) -> list[Choice]:
         """Time of each memory at one size, from those of the smallest and the largest."""
         transform = self._transform(size)
         ends = []
@@ -314,16 +320,15 @@ class _Survey:
         return times[1:]  # the first one prepares what later ones find
 
     def read(self, files: Sequence[Path], transform: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Images ``[B, 3, H, H]`` as the model takes them."""
+        """Images ``[B, 3, H, W]`` as the model takes them."""
         return torch.stack([transform(read_picture(file)) for file in files]).to(self.device)
 
     def _tokens(self, images: torch.Tensor) -> list[torch.Tensor]:
         parts = [self.model.encode_image(image) for image in images.split(1)]
         return [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
 
-    def _transform(self, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        clip = self.model.clip
-        return self.module.configure_pre_processor((size, size), clip.mean, clip.std).transform
+    def _transform(self, size: Size) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.module.pre_processor_for(self.model.clip, size).transform
 
 
 def _remember(model: AdaptedCLIP, images: torch.Tensor, files: Sequence[Path]) -> None:

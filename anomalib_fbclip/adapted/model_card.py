@@ -91,7 +91,8 @@ def model_card(
     arguments = {
         "backbone": backbone or None,
         "pretrained": None if pretrained == "openai" else pretrained,
-        "image_size": metadata.get("image_size"),
+        "image_size": str(metadata.get("image_size")).replace(" ", "") if "image_size" in metadata else None,
+        "resize": metadata["resize"] if metadata.get("resize", "squash") != "squash" else None,
         "weights": place,
     }
     return _TEXT.format(

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.common.functional import Grid, grid_of
+
 PATCH_WEIGHT = 3.0
 """Power of the relative distance in a patch's odds."""
 
@@ -33,10 +35,13 @@ class TokenMemory(nn.Module):
         dtype: Of the stored tokens.
 
     Attributes:
-        tokens: Remembered patch tokens ``[S, K, L, D]``.
+        tokens: Remembered patch tokens ``[S, K, L, D]``. In a state dict the patches of images that are not square
+            have two axes, ``[S, K, g_h, g_w, D]``.
+        grid: Rows and columns of the patches.
     """
 
     tokens: torch.Tensor
+    grid: Grid = (0, 0)
 
     def __init__(self, num_layers: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -65,15 +70,24 @@ class TokenMemory(nn.Module):
             places: Places of the images in this memory, one or more.
         """
         part = type(self)(self.tokens.shape[0], self.tokens.shape[3])  # type: ignore[call-arg]  # as subclasses are made
-        part.tokens = self.tokens[:, list(places)]
+        part.tokens, part.grid = self.tokens[:, list(places)], self.grid
         return part
+
+    def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
+        """Give the patches of images that are not square two axes: the shape tells the grid."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.grid[0] != self.grid[1]:
+            destination[f"{prefix}tokens"] = destination[f"{prefix}tokens"].unflatten(2, self.grid)
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args) -> None:
         """Take a memory of any number of images; keep the own one where the state dict has none."""
         stored = state_dict.get(f"{prefix}tokens")
         if stored is None:
             state_dict |= {f"{prefix}{name}": tensor for name, tensor in self.state_dict().items()}
-        elif stored.ndim == 4 and (stored.shape[0], stored.shape[3]) == (self.tokens.shape[0], self.tokens.shape[3]):
+        elif stored.ndim in {4, 5} and (stored.shape[0], stored.shape[-1]) == self.tokens.shape[::3]:
+            if stored.numel():
+                self.grid = grid_of(stored.shape[2]) if stored.ndim == 4 else (stored.shape[2], stored.shape[3])
+            state_dict[f"{prefix}tokens"] = stored = stored.flatten(2, -2)
             self.tokens = self.tokens.new_zeros(stored.shape)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -105,14 +119,17 @@ class NormalMemory(TokenMemory):
         self._pairs: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
-    def fill(self, tokens: Sequence[torch.Tensor]) -> None:
+    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None) -> None:
         """Remember normal images instead of those before.
 
         Args:
             tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first.
+            grid: Rows and columns of the patches; ``None``: a square.
         """
+        self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
-        normal = torch.stack([_left_out(patches, index) for index in range(patches.shape[1])], dim=1)  # [S, K, L]
+        distances = [_left_out(patches, index, self.grid) for index in range(patches.shape[1])]
+        normal = torch.stack(distances, dim=1)  # [S, K, L]
         self.tokens = patches.half()
         self._measure(normal)
 
@@ -130,9 +147,9 @@ class NormalMemory(TokenMemory):
             self._pairs = (self.tokens, _pairwise(self.tokens.float()))
         part = NormalMemory(self.tokens.shape[0], self.tokens.shape[3])
         chosen = list(places)
-        part.tokens = self.tokens[:, chosen]
+        part.tokens, part.grid = self.tokens[:, chosen], self.grid
         if len(chosen) == 1:
-            part._measure(_left_out(part.tokens.float(), 0)[:, None])  # of this class
+            part._measure(_left_out(part.tokens.float(), 0, self.grid)[:, None])  # of this class
         else:
             cosine = self._pairs[1][:, chosen][:, :, chosen].clone()  # [S, k, k, L]
             cosine.diagonal(dim1=1, dim2=2).fill_(-1)
@@ -148,12 +165,18 @@ class NormalMemory(TokenMemory):
         """Leave the comparison of the images with each other out of copies and exports."""
         return {**self.__dict__, "_pairs": None}
 
-    def forward(self, tokens: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        grid: Grid | None = None,
+    ) -> torch.Tensor:
         """What joins the abnormal logits.
 
         Args:
             tokens: Tokens of the images, for each tapped block ``[B, 1 + L, D]``, class token first.
             text: The text's abnormal minus normal logits ``[B, 1 + L]``.
+            grid: Not used: any patch is compared with any.
 
         Returns:
             torch.Tensor: ``[B, 1 + L]``. Of a patch ``3 log(distance / peak)``: 0 where it lies as far from the normal
@@ -162,6 +185,7 @@ class NormalMemory(TokenMemory):
         Raises:
             RuntimeError: If the memory is empty.
         """
+        del grid
         self.check_filled()
         patches = PATCH_WEIGHT * (self.distance(tokens) / self.peak).clamp(min=1e-3).log()
         image = IMAGE_WEIGHT * (text[:, 1:] + patches).amax(dim=-1, keepdim=True)
@@ -177,14 +201,12 @@ class NormalMemory(TokenMemory):
         return torch.stack(distances).mean(dim=0)
 
 
-def _left_out(patches: torch.Tensor, index: int) -> torch.Tensor:
+def _left_out(patches: torch.Tensor, index: int, grid: Grid) -> torch.Tensor:
     """Distances ``[S, L]`` of one image of ``[S, K, L, D]`` to the others; of a single one to its farther patches."""
     others = [place for place in range(patches.shape[1]) if place != index]
     if others:
         return torch.cat([1 - nearest(layer[index : index + 1], layer[others]) for layer in patches])
-    grid = round(patches.shape[2] ** 0.5)
-    axis = torch.arange(grid, device=patches.device)
-    places = torch.cartesian_prod(axis, axis)
+    places = torch.cartesian_prod(*(torch.arange(side, device=patches.device) for side in grid))
     near = (places[:, None] - places).abs().amax(dim=-1) < NEAR
     cosine = (patches[:, 0] @ patches[:, 0].mT).masked_fill(near, -1)
     return 1 - cosine.amax(dim=-1)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from anomalib_fbclip.common.functional import Grid
+
 
 class PanelGroup(NamedTuple):
     """Maps of one kind, for an image of all stages: one row for each block.
@@ -33,18 +35,20 @@ class PanelGroup(NamedTuple):
 class Stages:
     """Tensors of one forward pass; what is not part of the model stays ``None`` or empty.
 
-    B images, N = 1 + L tokens with the class token first, g x g patches, H x H pixels.
+    B images, N = 1 + L tokens with the class token first, g_h x g_w patches, H x W pixels.
 
     Attributes:
+        grid: Rows and columns of the patches; ``None``: a square.
         text_features: Normal and abnormal text feature ``[2, d]``, of unit length.
         image_tokens: Tokens of the chosen blocks, each ``[B, N, D]``.
         memory_evidence: What the memory of a few-shot model adds to the abnormal logit ``[B, N]``.
         pred_score: Image scores ``[B]``.
-        anomaly_map_grid: Patch probabilities ``[B, g, g]``.
-        anomaly_map_upsampled: ``[B, H, H]``.
-        anomaly_map_smoothed: ``[B, H, H]``.
+        anomaly_map_grid: Patch probabilities ``[B, g_h, g_w]``.
+        anomaly_map_upsampled: ``[B, H, W]``.
+        anomaly_map_smoothed: ``[B, H, W]``.
     """
 
+    grid: Grid | None = None
     text_features: torch.Tensor | None = None
     image_tokens: list[torch.Tensor] = field(default_factory=list)
     memory_evidence: torch.Tensor | None = None
@@ -58,5 +62,5 @@ class Stages:
         return []
 
     def maps(self) -> dict[str, torch.Tensor | None]:
-        """Maps ``[B, g, g]`` of the model's own that stand before the result, by their heading."""
+        """Maps ``[B, g_h, g_w]`` of the model's own that stand before the result, by their heading."""
         return {"patch probabilities": self.anomaly_map_grid}

@@ -14,7 +14,15 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
+from anomalib_fbclip.common.functional import (
+    Grid,
+    as_json,
+    check_finite,
+    pair,
+    relative_layers,
+    tokens_to_grid,
+    upsample,
+)
 
 from . import adapter_file
 from .normal_memory import NormalMemory
@@ -46,7 +54,7 @@ class Scores:
 
     Attributes:
         pred_score: Abnormal probability of the class token ``[B]``.
-        grid_map: Abnormal probability of the patches ``[B, g, g]``.
+        grid_map: Abnormal probability of the patches ``[B, g_h, g_w]``.
         loss_terms: See :class:`Detection`.
     """
 
@@ -100,7 +108,7 @@ class AdaptedCLIP(nn.Module, ABC):
         if temperature <= 0:
             msg = f"temperature={temperature}: give a positive number (the paper's is 0.07)."
             raise ValueError(msg)
-        if not 0 <= smoothing_sigma <= clip.image_size:
+        if not 0 <= smoothing_sigma <= min(pair(clip.image_size)):
             msg = f"smoothing_sigma={smoothing_sigma}: give pixels from 0 (none) to the image size, {clip.image_size}."
             raise ValueError(msg)
         self.clip = clip
@@ -118,12 +126,18 @@ class AdaptedCLIP(nn.Module, ABC):
         """Normal and abnormal text feature ``[2, d]``, of unit length, from the trained prompts."""
 
     @abstractmethod
-    def detect(self, tokens: Iterable[torch.Tensor], text_features: torch.Tensor) -> Detection:
+    def detect(
+        self,
+        tokens: Iterable[torch.Tensor],
+        text_features: torch.Tensor,
+        grid: Grid | None = None,
+    ) -> Detection:
         """The method, from the tokens of the blocks and the text features to logits.
 
         Args:
             tokens: Tokens of each chosen block ``[B, 1 + L, D]``, class token first. Read once, in order.
             text_features: ``[2, d]``, of unit length, normal first.
+            grid: Rows and columns of the patches; ``None``: a square.
         """
 
     def architecture(self) -> dict[str, Any]:
@@ -139,7 +153,7 @@ class AdaptedCLIP(nn.Module, ABC):
             "mean": list(self.clip.mean),
             "std": list(self.clip.std),
             "quick_gelu": self.clip.quick_gelu,
-            "image_size": self.clip.image_size,
+            "image_size": as_json(self.clip.image_size),
             "smoothing_sigma": self.smoothing_sigma,
         }
 
@@ -159,15 +173,21 @@ class AdaptedCLIP(nn.Module, ABC):
         """The empty memory of a few-shot model, with what :class:`NormalMemory` has: ``fill``, ``part``, ``tokens``."""
         return NormalMemory(len(self.feature_layers), self.clip.vision_width)
 
-    def abnormal_probability(self, logit: torch.Tensor, tokens: Sequence[torch.Tensor] | None) -> torch.Tensor:
+    def abnormal_probability(
+        self,
+        logit: torch.Tensor,
+        tokens: Sequence[torch.Tensor] | None,
+        grid: Grid | None = None,
+    ) -> torch.Tensor:
         """Probability of class token and patches ``[B, 1 + L]``, with what the memory of a few-shot model adds.
 
         Args:
             logit: Of the text ``[B, 1 + L]``.
             tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
+            grid: See :meth:`detect`.
         """
         if self.memory is not None and tokens is not None:
-            logit = logit + self.memory(tokens, logit)
+            logit = logit + self.memory(tokens, logit, grid)
         return logit.sigmoid()
 
     def forward(
@@ -178,40 +198,44 @@ class AdaptedCLIP(nn.Module, ABC):
         """Score images.
 
         Args:
-            images: Images ``[B, 3, H, H]`` normalised with the backbone's statistics, H a multiple of the patch size.
+            images: Images ``[B, 3, H, W]`` normalised with the backbone's statistics, H and W multiples of the patch
+                size.
             return_stages: Also return the tensors of every stage, for images and for tests.
 
         Returns:
-            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both probabilities.
+            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, W]``, both probabilities.
             With ``return_stages``, a tuple of it and the model's :class:`Stages`.
 
         Raises:
-            ValueError: If the images are empty, not square, no multiple of the patch size, or hold NaN or infinity.
+            ValueError: If the images are empty, their sides no multiples of the patch size, or they hold NaN or
+                infinity.
         """
         if not return_stages:
             scores = self.score(images)
-            anomaly_map = self.upsample(scores.grid_map, images.shape[-1], self.smoothing_sigma)
+            anomaly_map = self.upsample(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
             return InferenceBatch(pred_score=scores.pred_score, anomaly_map=anomaly_map)
         check_finite(images)
-        tokens = self.encode_image(images)
-        detection = self.detect(tokens, self.text_features())
-        scores = self._scores(detection, tokens)
-        stages = self.record(tokens, detection)
+        tokens, grid = self.encode_image(images), self.clip.grid_of_images(images)
+        detection = self.detect(tokens, self.text_features(), grid)
+        scores = self._scores(detection, tokens, grid)
+        stages = self.record(tokens, detection, grid)
+        stages.grid = grid
         if self.memory is not None:
-            stages.memory_evidence = self.memory(tokens, detection.logit)
+            stages.memory_evidence = self.memory(tokens, detection.logit, grid)
         stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
-        stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-1], sigma=0)
-        stages.anomaly_map_smoothed = self.upsample(scores.grid_map, images.shape[-1], self.smoothing_sigma)
+        stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-2:], sigma=0)
+        stages.anomaly_map_smoothed = self.upsample(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
         return InferenceBatch(pred_score=scores.pred_score, anomaly_map=stages.anomaly_map_smoothed), stages
 
-    def record(self, tokens: list[torch.Tensor], detection: Detection) -> Stages:
+    def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> Stages:
         """The record of the model's own stages, see :class:`Stages`; what all models have is filled in afterwards.
 
         Args:
             tokens: Tokens of the images, see :meth:`detect`.
             detection: What :meth:`detect` made of them.
+            grid: See :meth:`detect`.
         """
-        del detection
+        del detection, grid
         return Stages(text_features=self.text_features(), image_tokens=tokens)
 
     def score(self, images: torch.Tensor, tokens: Sequence[torch.Tensor] | None = None) -> Scores:
@@ -225,26 +249,27 @@ class AdaptedCLIP(nn.Module, ABC):
         check_finite(images)
         text_features = self.text_features()
         blocks = self.encode_image(images) if tokens is None else list(tokens)
+        grid = self.clip.grid_of_images(images)
         together = torch.is_grad_enabled() or torch.compiler.is_exporting() or images.device.type != "cpu"
         if together or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
-            return self._score_blocks(blocks, text_features)
+            return self._score_blocks(blocks, text_features, grid)
         size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
         parts = zip(*(block.split(size) for block in blocks), strict=True)
-        scores = [self._score_blocks(list(part), text_features) for part in parts]
+        scores = [self._score_blocks(list(part), text_features, grid) for part in parts]
         return Scores(
             torch.cat([part.pred_score for part in scores]),
             torch.cat([part.grid_map for part in scores]),
             {name: torch.cat([part.loss_terms[name] for part in scores]) for name in scores[0].loss_terms},
         )
 
-    def _score_blocks(self, blocks: list[torch.Tensor], text_features: torch.Tensor) -> Scores:
+    def _score_blocks(self, blocks: list[torch.Tensor], text_features: torch.Tensor, grid: Grid) -> Scores:
         """Score one part of a batch; without a memory its tokens, which are consumed, are freed on the way."""
         tokens = [*blocks] if self.memory is not None and not self.training else None
-        return self._scores(self.detect(_drain(blocks), text_features), tokens)
+        return self._scores(self.detect(_drain(blocks), text_features, grid), tokens, grid)
 
-    def _scores(self, detection: Detection, tokens: Sequence[torch.Tensor] | None) -> Scores:
-        abnormal = self.abnormal_probability(detection.logit, tokens)
-        return Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:]), detection.loss_terms)
+    def _scores(self, detection: Detection, tokens: Sequence[torch.Tensor] | None, grid: Grid) -> Scores:
+        abnormal = self.abnormal_probability(detection.logit, tokens, grid)
+        return Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:], grid), detection.loss_terms)
 
     def text_features(self) -> torch.Tensor:
         """Normal and abnormal text feature ``[2, d]``, of unit length.
@@ -272,10 +297,10 @@ class AdaptedCLIP(nn.Module, ABC):
         return (autocast, *((id(p), p.data_ptr(), _version(p)) for p in parameters))
 
     @staticmethod
-    def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
-        """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
+    def upsample(grid_map: torch.Tensor, size: int | Sequence[int], sigma: float) -> torch.Tensor:
+        """Map ``[B, g_h, g_w]`` to pixels ``[B, H, W]`` (one number: a square), smoothed with ``sigma`` pixels."""
         with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
-            return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
+            return upsample(grid_map, size, sigma)
 
     def remember(self, images: torch.Tensor, names: Sequence[str] = ()) -> None:
         """Fill the memory of a few-shot model with normal images, instead of those before.
@@ -291,7 +316,7 @@ class AdaptedCLIP(nn.Module, ABC):
             msg = "This model has no memory: build it with few_shot=True (Lightning classes: k_shot=1 or more)."
             raise RuntimeError(msg)
         check_finite(images)
-        self.memory.fill(self.encode_image(images))
+        self.memory.fill(self.encode_image(images), self.clip.grid_of_images(images))
         self.memory_names = tuple(names)
 
     def load_adapter(self, path: str | Path) -> adapter_file.AdapterMetadata:

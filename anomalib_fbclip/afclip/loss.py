@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from anomalib_fbclip.common.functional import tokens_to_grid
+from anomalib_fbclip.common.functional import Grid, grid_of
 from anomalib_fbclip.common.losses import focal_loss
 
 
@@ -90,7 +90,8 @@ class AFCLIPLoss(nn.Module):
             pred_score: Abnormal probability of the images ``[B]``.
             anomaly_map: Not used: map and mask are compared on the grid of patches.
             labels: 0 normal, 1 anomalous, ``[B]``.
-            masks: 0 normal, 1 anomalous, ``[B, H, W]``. ``None``: the losses of patches are left out.
+            masks: 0 normal, 1 anomalous, ``[B, H, W]``, of the proportions of the images. ``None``: the losses of
+                patches are left out.
             patch_probability: Abnormal probability of the patches ``[B, L]``.
             joint_tokens: Projected patch tokens ``[B, M, L, d]``.
 
@@ -100,9 +101,8 @@ class AFCLIPLoss(nn.Module):
         del anomaly_map
         parts = {"image": focal_loss(pred_score, labels.to(pred_score.dtype), self.focal_gamma)}
         if masks is not None:
-            target = (
-                grid_mask(masks, tokens_to_grid(patch_probability).shape[-1]).flatten(1).to(patch_probability.dtype)
-            )
+            grid = grid_of(patch_probability.shape[1], masks.shape[-2:])
+            target = grid_mask(masks, grid).flatten(1).to(patch_probability.dtype)
             parts["focal"] = focal_loss(patch_probability, target, self.focal_gamma)
             parts["l1"] = (patch_probability - target).abs().mean()
             if self.alignment_weight:
@@ -111,7 +111,7 @@ class AFCLIPLoss(nn.Module):
         return parts
 
 
-def grid_mask(masks: torch.Tensor, grid: int) -> torch.Tensor:
-    """Masks ``[B, H, W]`` on the grid of patches ``[B, g, g]``: bilinear, cut at 0.5."""
+def grid_mask(masks: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Masks ``[B, H, W]`` on the grid of patches ``[B, g_h, g_w]``: bilinear, cut at 0.5."""
     masks = masks.float().reshape(-1, 1, *masks.shape[-2:])
-    return (F.interpolate(masks, size=(grid, grid), mode="bilinear", align_corners=False)[:, 0] > 0.5).float()
+    return (F.interpolate(masks, size=grid, mode="bilinear", align_corners=False)[:, 0] > 0.5).float()

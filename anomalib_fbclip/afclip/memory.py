@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.adapted.normal_memory import TokenMemory, nearest
+from anomalib_fbclip.common.functional import Grid, grid_of
 
 from .aggregation import WINDOWS, mixing
 
@@ -33,29 +34,38 @@ class WindowMemory(TokenMemory):
         super().__init__(num_layers, width, dtype=torch.float32)
 
     @torch.no_grad()
-    def fill(self, tokens: Sequence[torch.Tensor]) -> None:
+    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None) -> None:
         """Remember normal images instead of those before.
 
         Args:
             tokens: Tokens of the K images, for each block ``[K, 1 + L, D]``, class token first.
+            grid: Rows and columns of the patches; ``None``: a square.
         """
+        self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         self.tokens = torch.stack([block[:, 1:].float() for block in tokens])
 
-    def forward(self, tokens: Sequence[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        grid: Grid | None = None,
+    ) -> torch.Tensor:
         """The memory scores as logits ``[B, 1 + L]``, the image's first, for the record of the stages.
 
         Args:
             tokens: Tokens of the images, for each block ``[B, 1 + L, D]``, class token first.
             text: Not used: the text joins as a probability, see :meth:`score`.
+            grid: Of the images, see :meth:`fill`.
         """
         del text
-        return self.score(tokens).logit(eps=1e-6)
+        return self.score(tokens, grid).logit(eps=1e-6)
 
-    def score(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+    def score(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None) -> torch.Tensor:
         """Memory scores in [0, 1]: of the image, the largest of its patches, and of the patches ``[B, 1 + L]``.
 
         Args:
             tokens: See :meth:`forward`.
+            grid: Of the images, see :meth:`fill`.
 
         Raises:
             RuntimeError: If the memory is empty.
@@ -67,8 +77,8 @@ class WindowMemory(TokenMemory):
                 # The class token of a memory is not stored and not mixed with anything.
                 normal = F.pad(memory.float(), (0, 0, 1, 0))
                 for window in WINDOWS:
-                    mix = mixing(window)
-                    patches, known = (F.normalize(mix(each)[:, 1:], dim=-1) for each in (block.float(), normal))
+                    sets = ((block.float(), grid), (normal, self.grid))
+                    patches, known = (F.normalize(mixing(window, g)(each)[:, 1:], dim=-1) for each, g in sets)
                     distances.append((1 - nearest(patches, known)) / 2)
             patches = torch.stack(distances).mean(dim=0).clamp(0, 1)  # rounding leaves -1e-8 of equal tokens
         return torch.cat((patches.amax(dim=-1, keepdim=True), patches), dim=-1)

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 
 from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.common.functional import Grid
 
 from . import published  # noqa: F401  # registers the reader of the published weights
 from .adaptor import Adaptor
@@ -78,7 +79,12 @@ class AFCLIPModel(AdaptedCLIP):
         rows = torch.arange(len(tokens), device=tokens.device)
         return self.clip.project_text(tokens[rows, self.prompts.end_of_text])
 
-    def detect(self, tokens: Iterable[torch.Tensor], text_features: torch.Tensor) -> Detection:
+    def detect(
+        self,
+        tokens: Iterable[torch.Tensor],
+        text_features: torch.Tensor,
+        grid: Grid | None = None,
+    ) -> Detection:
         """From the tokens of the blocks to logits.
 
         Axes: B images, N = 1 + L tokens, D vision width, d joint width.
@@ -86,13 +92,14 @@ class AFCLIPModel(AdaptedCLIP):
         Args:
             tokens: Tokens of each chosen block ``[B, N, D]``, class token first.
             text_features: ``[2, d]``, of unit length, normal first.
+            grid: Rows and columns of the patches; ``None``: a square.
         """
         # The alignment loss wants all projected tokens, which are three times the tower's: not kept for a prediction.
         learning = self.training or torch.is_grad_enabled()
         kept = []
         logits = torch.zeros((), device=text_features.device)
         for block in tokens:
-            for joint in self.joint_tokens(block):  # one [B, N, d] for each window
+            for joint in self.joint_tokens(block, grid):  # one [B, N, d] for each window
                 logits = logits + self.similarity(joint, text_features)  # [B, N, 2]
                 if learning:
                     kept.append(joint[:, 1:])
@@ -100,20 +107,21 @@ class AFCLIPModel(AdaptedCLIP):
         terms = {"patch_probability": logit[:, 1:].sigmoid(), "joint_tokens": torch.stack(kept, dim=1)} if kept else {}
         return Detection(logit, terms)
 
-    def joint_tokens(self, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+    def joint_tokens(self, tokens: torch.Tensor, grid: Grid | None = None) -> Iterator[torch.Tensor]:
         """Tokens of one block through aggregation, adaptor and projection, window by window.
 
         Args:
             tokens: Tokens of the block ``[B, N, D]``.
+            grid: See :meth:`detect`.
 
         Yields:
             torch.Tensor: ``[B, N, d]``, not of unit length.
         """
         attended: Iterable[torch.Tensor]
         if self.literal:
-            attended = (self.adaptor(aggregate(tokens, window)) for window in WINDOWS)
+            attended = (self.adaptor(aggregate(tokens, window, grid)) for window in WINDOWS)
         else:
-            attended = self.adaptor.attend(tokens, [mixing(window) for window in WINDOWS])
+            attended = self.adaptor.attend(tokens, [mixing(window, grid) for window in WINDOWS])
         for each in attended:
             yield self.clip.project(self.clip.visual.ln_post(each))
 
@@ -121,32 +129,38 @@ class AFCLIPModel(AdaptedCLIP):
         """The paper's memory."""
         return WindowMemory(len(self.feature_layers), self.clip.vision_width)
 
-    def abnormal_probability(self, logit: torch.Tensor, tokens: Sequence[torch.Tensor] | None) -> torch.Tensor:
+    def abnormal_probability(
+        self,
+        logit: torch.Tensor,
+        tokens: Sequence[torch.Tensor] | None,
+        grid: Grid | None = None,
+    ) -> torch.Tensor:
         """Probability of class token and patches ``[B, 1 + L]``; with a memory its score + 0.1 * the text's.
 
         Args:
             logit: Of the text ``[B, 1 + L]``.
             tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
+            grid: See :meth:`detect`.
         """
         text = logit.sigmoid()
         if self.memory is None or tokens is None:
             return text
-        return (self.memory.score(tokens) + TEXT_WEIGHT * text).clamp(max=1)
+        return (self.memory.score(tokens, grid) + TEXT_WEIGHT * text).clamp(max=1)
 
-    def record(self, tokens: list[torch.Tensor], detection: Detection) -> AFCLIPStages:
+    def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> AFCLIPStages:
         """The record of every stage, see :class:`AFCLIPStages`."""
         del detection
         text = self.text_features()
-        joint = [each for block in tokens for each in self.joint_tokens(block)]
+        joint = [each for block in tokens for each in self.joint_tokens(block, grid)]
         return AFCLIPStages(
             text_features=text,
             image_tokens=tokens,
             text_features_raw=self.raw_text_features(),
-            aggregated=[self.aggregate(block, window) for block in tokens for window in WINDOWS],
+            aggregated=[self.aggregate(block, window, grid) for block in tokens for window in WINDOWS],
             joint_tokens=joint,
             text_similarity=[self.similarity(each, text) * self.temperature for each in joint],
         )
 
-    def aggregate(self, tokens: torch.Tensor, window: int) -> torch.Tensor:
+    def aggregate(self, tokens: torch.Tensor, window: int, grid: Grid | None = None) -> torch.Tensor:
         """Spatial aggregation of one block for one window ``[B, N, D]``."""
-        return aggregate(tokens, window) if self.literal else mixing(window)(tokens)
+        return aggregate(tokens, window, grid) if self.literal else mixing(window, grid)(tokens)

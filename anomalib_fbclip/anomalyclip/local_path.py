@@ -26,7 +26,7 @@ def two_paths(visual: nn.Module, images: torch.Tensor, layers: Sequence[int], lo
 
     Args:
         visual: open_clip ``VisionTransformer``.
-        images: Normalised images ``[B, 3, H, H]``.
+        images: Normalised images ``[B, 3, H, W]``.
         layers: Block numbers, counted from 1, ascending.
         local_blocks: How many of the last blocks run the local path; before them its tokens are CLIP's.
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from anomalib_fbclip.common.functional import grid_to_map, map_matrix, tokens_to_grid
+from anomalib_fbclip.common.functional import grid_of, tokens_to_grid, upsample
 from anomalib_fbclip.common.losses import dice_loss
 
 _SMOOTH = 1e-5
@@ -83,8 +83,7 @@ class AnomalyCLIPLoss(nn.Module):
             )
             focal, dice = [], []
             for block in patch_probability.unbind(dim=1):
-                grid = tokens_to_grid(block)  # [B, g, g]
-                abnormal = grid_to_map(grid, map_matrix(grid.shape[-1], size[-1], sigma=0).to(grid.device))  # [B, H, W]
+                abnormal = upsample(tokens_to_grid(block, grid_of(block.shape[1], size)), size, sigma=0)  # [B, H, W]
                 focal.append(focal_loss(abnormal, target, self.focal_gamma))
                 dice.append(dice_loss(abnormal, target) + dice_loss(1 - abnormal, 1 - target))
             parts["focal"] = self.local_weight * torch.stack(focal).sum()

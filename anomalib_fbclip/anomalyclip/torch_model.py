@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 
 from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.common.functional import Grid
 
 from . import published  # noqa: F401  # registers the reader of the published weights
 from .local_path import two_paths, two_paths_together
@@ -118,7 +119,12 @@ class AnomalyCLIPModel(AdaptedCLIP):
         tower = two_paths if self.literal else two_paths_together
         return self.clip.encode_image(images, self.feature_layers, partial(tower, local_blocks=self.local_blocks))
 
-    def detect(self, tokens: Iterable[torch.Tensor], text_features: torch.Tensor) -> Detection:
+    def detect(
+        self,
+        tokens: Iterable[torch.Tensor],
+        text_features: torch.Tensor,
+        grid: Grid | None = None,
+    ) -> Detection:
         """From the tokens of the blocks to logits.
 
         Axes: B images, S blocks, L patches, d joint width.
@@ -126,7 +132,9 @@ class AnomalyCLIPModel(AdaptedCLIP):
         Args:
             tokens: Tokens of each chosen block ``[B, 1 + L, D]``, see :meth:`encode_image`.
             text_features: ``[2, d]``, of unit length, normal first.
+            grid: Not used: patches are scored one by one.
         """
+        del grid
         image_logit = None
         logits = []
         for block in tokens:
@@ -150,8 +158,9 @@ class AnomalyCLIPModel(AdaptedCLIP):
         similarity = self.similarity(joint, text_features)
         return similarity[..., 1] - similarity[..., 0]
 
-    def record(self, tokens: list[torch.Tensor], detection: Detection) -> AnomalyCLIPStages:
+    def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> AnomalyCLIPStages:
         """The record of every stage, see :class:`AnomalyCLIPStages`."""
+        del grid
         text = self.text_features()
         patches = [self.patch_tokens(block) for block in tokens]
         return AnomalyCLIPStages(

@@ -160,8 +160,8 @@ def draw_stages(
         stages: Record of ``model(images, return_stages=True)``.
         feature_layers: Numbers of the blocks, ``model.feature_layers``.
         index: Place of the image in the batch.
-        picture: The image ``[H, H, 3]``, values 0..1.
-        mask: True defect ``[H, H]``, outlined where it is given.
+        picture: The image ``[H, W, 3]``, values 0..1.
+        mask: True defect ``[H, W]``, outlined where it is given.
         title: Heading, such as the file name.
 
     Returns:
@@ -189,7 +189,7 @@ def draw_stages(
         for row, layer in enumerate(feature_layers):
             for column, heading in enumerate(group.columns):
                 axes = panel(left + column * _PANEL + 0.02, top + row * _PANEL + 0.02, _PANEL - 0.04)
-                grid = _numpy(tokens_to_grid(group.grids[row * count + column][index]))
+                grid = _numpy(tokens_to_grid(group.grids[row * count + column][index], stages.grid))
                 axes.imshow(grid, cmap=group.colours, vmin=group.low, vmax=group.high)
                 if row == 0:
                     axes.set_title(heading, fontsize=8, pad=2)
@@ -210,10 +210,10 @@ def _draw_maps(
     picture: np.ndarray,
     mask: np.ndarray | None,
 ) -> None:
-    size, side = _TOP - 0.5, len(picture)
+    size, (height, width) = _TOP - 0.5, picture.shape[:2]
     colours, low, high = PROBABILITY
     memory = stages.memory_evidence
-    known = {} if memory is None else {"memory of normal images": tokens_to_grid(memory[:, 1:].sigmoid())}
+    known = {} if memory is None else {"memory of normal images": tokens_to_grid(memory[:, 1:].sigmoid(), stages.grid)}
     shown: dict[str, torch.Tensor | None] = {
         "picture" if mask is None else "image, defect outlined": None,
         **known,
@@ -228,10 +228,10 @@ def _draw_maps(
         if values is None:
             axes.imshow(picture)
         else:
-            axes.imshow(_numpy(values[index]), cmap=colours, vmin=low, vmax=high, extent=(0, side, side, 0))
+            axes.imshow(_numpy(values[index]), cmap=colours, vmin=low, vmax=high, extent=(0, width, height, 0))
         if mask is not None and mask.any():
-            places = np.arange(side) + 0.5
-            axes.contour(places, places, mask, levels=[0.5], colors="#00e5ff", linewidths=1)
+            places = (np.arange(width) + 0.5, np.arange(height) + 0.5)
+            axes.contour(*places, mask, levels=[0.5], colors="#00e5ff", linewidths=1)
     _colour_bar(figure, (left + step, 0.6 + size + 0.06, (len(shown) - 1) * step - _GAP), colours, low, high)
 
 

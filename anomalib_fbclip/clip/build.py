@@ -8,7 +8,7 @@ open_clip is imported when a backbone is built and not before, so that importing
 
 import logging
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -55,7 +55,7 @@ _TRANSFORMERS = (
 def load_clip(
     backbone: str = "ViT-L-14-336",
     pretrained: str | Path | None = "openai",
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     quick_gelu: bool | None = None,
 ) -> FrozenCLIP:
     """Build the frozen CLIP.
@@ -65,7 +65,8 @@ def load_clip(
         pretrained: open_clip tag (``"openai"``), a weights file (``.pt``, ``.pth``, ``.bin``, ``.ckpt``,
             ``.safetensors``; see :func:`read_weights`; the network is then never touched), or ``None`` for random
             weights. Not used by an embedded backbone.
-        image_size: Side of the square input in pixels; ``None``: the size that the weights were trained with.
+        image_size: Height and width of the input in pixels, one number for a square; ``None``: the size that the
+            weights were trained with.
         quick_gelu: Force QuickGELU (``True``) or GELU (``False``). ``None``: what open_clip's registry says for a tag,
             and always QuickGELU for ``"openai"``. For a file QuickGELU only where it shows it: OpenAI's TorchScript
             archive or state dict with the numbers of that archive, or ``quickgelu`` in its name; else what the

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from anomalib_fbclip.common.functional import Grid, grid_of, one_or_pair, pair
+
 from .openai import build_from_openai_state_dict
 from .text import BeforeBlock, text_tokens
 from .vision import block_tokens
@@ -31,8 +33,8 @@ class FrozenCLIP(nn.Module):
 
     Args:
         clip: An open_clip model whose visual tower is a plain ``VisionTransformer`` with a class token.
-        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the size that the
-            weights were trained with.
+        image_size: Height and width of the input in pixels, multiples of the patch size; one number for a square.
+            ``None``: the size that the weights were trained with.
         name: What the backbone is called in adapters and messages.
         mean: Of each colour, that the weights' images were normalised with.
         std: Standard deviation of each colour, that the weights' images were normalised with.
@@ -52,7 +54,7 @@ class FrozenCLIP(nn.Module):
     def __init__(
         self,
         clip: nn.Module,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         name: str = "custom",
         mean: tuple[float, ...] = CLIP_MEAN,
         std: tuple[float, ...] = CLIP_STD,
@@ -68,8 +70,8 @@ class FrozenCLIP(nn.Module):
         self.visual = visual
         self.text = clip if hasattr(clip, "token_embedding") else clip.text
         self.patch_size = int(visual.conv1.kernel_size[0])
-        trained_grid = round((visual.positional_embedding.shape[0] - 1) ** 0.5)
-        self.image_size = trained_grid * self.patch_size if image_size is None else image_size
+        trained_size = grid_of(visual.positional_embedding.shape[0] - 1)[0] * self.patch_size
+        self.image_size = trained_size if image_size is None else one_or_pair(image_size)
         self._check_size(self.image_size)
         self.requires_grad_(requires_grad=False)
         self.eval()
@@ -78,7 +80,7 @@ class FrozenCLIP(nn.Module):
     def from_state_dict(
         cls,
         state_dict: Mapping[str, torch.Tensor],
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
         quick_gelu: bool = True,
         name: str = "custom",
     ) -> "FrozenCLIP":
@@ -132,9 +134,19 @@ class FrozenCLIP(nn.Module):
         return self.text.positional_embedding.shape[0]
 
     @property
-    def grid_size(self) -> int:
-        """Patches along one side at ``image_size``."""
-        return self.image_size // self.patch_size
+    def grid(self) -> Grid:
+        """Rows and columns of patches at ``image_size``."""
+        height, width = pair(self.image_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def grid_size(self) -> int | Grid:
+        """Patches along one side at a square ``image_size``, else :attr:`grid`."""
+        return one_or_pair(self.grid)
+
+    def grid_of_images(self, images: torch.Tensor) -> Grid:
+        """Rows and columns of the patches of images ``[B, 3, H, W]``."""
+        return images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
 
     def check_layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """Return ``layers`` as a tuple of block numbers, counted from 1.
@@ -160,16 +172,16 @@ class FrozenCLIP(nn.Module):
         """Tokens of chosen blocks.
 
         Args:
-            images: Images ``[B, 3, H, H]`` normalised with ``mean`` and ``std``, H a multiple of the patch size
-                (positions are resized to it).
+            images: Images ``[B, 3, H, W]`` normalised with ``mean`` and ``std``, H and W multiples of the patch size
+                (positions are resized to them).
             layers: Block numbers, counted from 1, ascending.
             tower: Another way through the frozen blocks, for models that have one.
 
         Returns:
-            list[torch.Tensor]: For each layer ``[B, 1 + g * g, D]``, class token first, without ``ln_post``.
+            list[torch.Tensor]: For each layer ``[B, 1 + g_h * g_w, D]``, class token first, without ``ln_post``.
 
         Raises:
-            ValueError: If the images are empty, not square, not RGB or no multiple of the patch size.
+            ValueError: If the images are empty, not RGB or their sides no multiples of the patch size.
         """
         self._check_images(images)
         layers = self.check_layers(layers)
@@ -225,23 +237,24 @@ class FrozenCLIP(nn.Module):
         del mode
         return super().train(mode=False)
 
-    def _check_size(self, size: int) -> None:
-        if size < self.patch_size or size % self.patch_size:
-            low = max(self.patch_size, size // self.patch_size * self.patch_size)
-            msg = (
-                f"image_size={size} is not a multiple of the patch size {self.patch_size} of backbone {self.name!r}: "
-                f"use {low} or {low + self.patch_size}."
-            )
-            raise ValueError(msg)
-        if size > LARGEST_SIDE:
-            msg = f"image_size={size}: one such image does not fit in memory; use {LARGEST_SIDE} or less."
-            raise ValueError(msg)
+    def _check_size(self, size: int | Sequence[int]) -> None:
+        for side in pair(size):
+            if side < self.patch_size or side % self.patch_size:
+                low = max(self.patch_size, side // self.patch_size * self.patch_size)
+                msg = (
+                    f"image_size={size} is not a multiple of the patch size {self.patch_size} of backbone "
+                    f"{self.name!r}: use {low} or {low + self.patch_size}{'' if size == side else f' for {side}'}."
+                )
+                raise ValueError(msg)
+            if side > LARGEST_SIDE:
+                msg = f"image_size={size}: one such image does not fit in memory; use {LARGEST_SIDE} or less."
+                raise ValueError(msg)
 
     def _check_images(self, images: torch.Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-            msg = f"images of shape {tuple(images.shape)}: expected square RGB images [B, 3, H, H]; resize them first."
+        if images.ndim != 4 or images.shape[1] != 3:
+            msg = f"images of shape {tuple(images.shape)}: expected RGB images [B, 3, H, W]."
             raise ValueError(msg)
         if images.shape[0] == 0:
             msg = f"images of shape {tuple(images.shape)}: the batch is empty; give at least one image."
             raise ValueError(msg)
-        self._check_size(images.shape[-1])
+        self._check_size(one_or_pair(images.shape[-2:]))

@@ -5,6 +5,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,17 +68,17 @@ class TokenCache:
         """Tokens of the blocks, read where they are known; see :meth:`FrozenCLIP.encode_image`.
 
         Args:
-            images: Normalised images ``[B, 3, H, H]``.
+            images: Normalised images ``[B, 3, H, W]``.
 
         Returns:
-            list[torch.Tensor]: For each block ``[B, 1 + g * g, D]``, rounded to half precision whether read or
+            list[torch.Tensor]: For each block ``[B, 1 + g_h * g_w, D]``, rounded to half precision whether read or
                 computed, so that the first epoch and the later ones see the same values.
 
         Raises:
             ValueError: If the images are no input of the backbone, or its tokens do not fit half precision.
         """
         files = [self._file(image) for image in images]
-        shape = (len(self.layers), 1 + (images.shape[-1] // self.clip.patch_size) ** 2, self.clip.vision_width)
+        shape = (len(self.layers), 1 + math.prod(self.clip.grid_of_images(images)), self.clip.vision_width)
         entries = [self._read(file, shape) for file in files]
         missing = [index for index, entry in enumerate(entries) if entry is None]
         if missing:

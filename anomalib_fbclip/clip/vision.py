@@ -9,26 +9,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.common.functional import Grid, grid_of
+
 from .transformer import residual_block
 
 
-def resize_position_embedding(positions: torch.Tensor, grid: int) -> torch.Tensor:
-    """Resize learned positions to another square grid, as the published FB-CLIP does: bilinear, no antialiasing.
+def resize_position_embedding(positions: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Resize learned positions to another grid, as the published FB-CLIP does: bilinear, no antialiasing.
 
     open_clip's own resize is bicubic and does not give the same tokens.
 
     Args:
         positions: ``[1 + g0 * g0, D]``, class token first.
-        grid: Patches along one side of the image.
+        grid: Rows and columns of the image's patches.
 
     Returns:
-        torch.Tensor: ``[1 + grid * grid, D]``; the class row is unchanged.
+        torch.Tensor: ``[1 + g_h * g_w, D]``; the class row is unchanged.
     """
-    trained_grid = round((positions.shape[0] - 1) ** 0.5)
+    trained_grid = grid_of(positions.shape[0] - 1)
     if grid == trained_grid:
         return positions
-    patches = positions[1:].T.reshape(1, -1, trained_grid, trained_grid)
-    patches = F.interpolate(patches, size=(grid, grid), mode="bilinear", align_corners=False)
+    patches = positions[1:].T.reshape(1, -1, *trained_grid)
+    patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
     return torch.cat((positions[:1], patches.flatten(2)[0].T))
 
 
@@ -37,13 +39,13 @@ def embed_patches(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Args:
         visual: open_clip ``VisionTransformer``.
-        images: Normalised images ``[B, 3, H, H]``, H a multiple of the patch size.
+        images: Normalised images ``[B, 3, H, W]``, H and W multiples of the patch size.
 
     Returns:
-        torch.Tensor: Tokens ``[B, 1 + g * g, D]``, class token first, after ``ln_pre``.
+        torch.Tensor: Tokens ``[B, 1 + g_h * g_w, D]``, class token first, after ``ln_pre``.
     """
     patches = visual.conv1(images)
-    grid = patches.shape[-1]
+    grid = (patches.shape[-2], patches.shape[-1])
     patches = patches.flatten(2).transpose(1, 2)
     class_token = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
     positions = resize_position_embedding(visual.positional_embedding, grid)
@@ -55,11 +57,11 @@ def block_tokens(visual: nn.Module, images: torch.Tensor, layers: Sequence[int])
 
     Args:
         visual: open_clip ``VisionTransformer``.
-        images: Normalised images ``[B, 3, H, H]``.
+        images: Normalised images ``[B, 3, H, W]``.
         layers: Block numbers, counted from 1, ascending.
 
     Returns:
-        list[torch.Tensor]: One ``[B, 1 + g * g, D]`` for each entry of ``layers``, without ``ln_post``.
+        list[torch.Tensor]: One ``[B, 1 + g_h * g_w, D]`` for each entry of ``layers``, without ``ln_post``.
     """
     tokens = embed_patches(visual, images)
     chosen = []

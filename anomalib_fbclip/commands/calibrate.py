@@ -9,8 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from anomalib_fbclip.adapted import adapter_file
 from anomalib_fbclip.adapted.load import load_module
+
+_SCORING = {"image_size": "input in pixels, such as 518 or [336,672],", "resize": "'squash' or 'keep',"}
+"""Arguments of the model that change its scores, and so its thresholds."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -25,11 +30,14 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="adapter to write (.safetensors)")
     parser.add_argument("--backbone", help="where the adapter does not name it (default: ViT-L-14-336)")
     parser.add_argument("--pretrained", help="backbone weights, if not those that the adapter names: tag or file")
+    for name, meaning in _SCORING.items():
+        parser.add_argument(f"--{name}", type=yaml.safe_load, help=f"{meaning} that the thresholds are for")
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    settings = {name: getattr(arguments, name) for name in _SCORING if getattr(arguments, name) is not None}
     try:
         metadata = adapter_file.read(arguments.weights)[1]
-        model = load_module(arguments.weights, arguments.backbone, arguments.pretrained)
+        model = load_module(arguments.weights, arguments.backbone, arguments.pretrained, **settings)
         found = model.calibrate(arguments.normal, arguments.rate)
         kept = {"epoch": metadata["epoch"]} if "epoch" in metadata else {}
         path = (model.save_line if adapter_file.is_line(metadata) else model.save_adapter)(arguments.output, **kept)

@@ -170,12 +170,13 @@ def self_test() -> Iterator[Finding]:
     """The embedded model on one drawn image, with and without a planted defect: score and map must tell."""
     import torch
 
+    from anomalib_fbclip.common.functional import pair
     from anomalib_fbclip.data.procedural.generator import generate
     from anomalib_fbclip.fbclip.lightning_model import FBCLIP
 
     begin = time.perf_counter()
     model = FBCLIP(backbone="tiny").eval()
-    sample = generate("wood", "hole", model.image_size, seed=3, variation=0.5)
+    sample = generate("wood", "hole", pair(model.image_size)[0], seed=3, variation=0.5)
     pictures = torch.stack([torch.from_numpy(p).permute(2, 0, 1) / 255 for p in (sample.clean, sample.image)])
     with torch.no_grad():
         found = model(pictures)

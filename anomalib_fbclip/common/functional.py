@@ -5,9 +5,55 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+Grid = tuple[int, int]
+"""Patches of an image: rows and columns."""
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size that is one number for a square, or two.
+
+    Raises:
+        ValueError: If there are more or fewer numbers.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2:
+        msg = f"size {size!r}: give one number for a square, or two, height and width."
+        raise ValueError(msg)
+    return int(sides[0]), int(sides[1])
+
+
+def one_or_pair(size: int | Sequence[int]) -> int | tuple[int, int]:
+    """A size as its users write it: one number for a square, else height and width."""
+    height, width = pair(size)
+    return height if height == width else (height, width)
+
+
+def as_json(size: Any) -> Any:  # noqa: ANN401  # any value
+    """A size as JSON gives it back: a pair as a list; other values as they are."""
+    return list(size) if isinstance(size, tuple) else size
+
+
+def grid_of(count: int, size: int | Sequence[int] = 1) -> Grid:
+    """Rows and columns of the patches of an image.
+
+    Args:
+        count: Patches L.
+        size: Height and width of the image, or anything of its proportions; one number for a square.
+
+    Raises:
+        ValueError: If there is no such grid.
+    """
+    height, width = pair(size)
+    rows = round((count * height / width) ** 0.5)
+    if not rows or count % rows or rows * width != count // rows * height:
+        msg = f"{count} patches do not fill an image of the proportions {height} : {width}: give their grid."
+        raise ValueError(msg)
+    return rows, count // rows
 
 
 def min_max_normalize(values: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
@@ -17,7 +63,7 @@ def min_max_normalize(values: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
 
 
 def map_matrix(grid: int, size: int, sigma: float) -> torch.Tensor:
-    """Matrix M of the whole way from patch grid to image: ``map = M @ grid_map @ M.T``.
+    """Matrix of the way from patch grid to image along one axis: ``map = rows @ grid_map @ columns.T``.
 
     Bilinear up-sampling (``align_corners=False``) and Gaussian smoothing (cut at four sigma, border mirrored with the
     edge pixel repeated) are linear and separable, so both together are one small matrix, exact in any framework.
@@ -52,16 +98,39 @@ def _gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, kernel.expand(size, -1).contiguous())
 
 
-def grid_to_map(grid_map: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Apply :func:`map_matrix` to both axes: ``[B, g, g]`` to ``[B, H, H]``."""
-    matrix = matrix.to(grid_map.dtype)
-    return matrix @ grid_map @ matrix.T
+def grid_to_map(grid_map: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+    """Apply :func:`map_matrix` to both axes.
+
+    Args:
+        grid_map: ``[B, g_h, g_w]``.
+        rows: Matrix of the vertical axis ``[H, g_h]``.
+        columns: Matrix of the horizontal axis ``[W, g_w]``; ``None``: the same as of the vertical one.
+
+    Returns:
+        torch.Tensor: ``[B, H, W]``.
+    """
+    columns = rows if columns is None else columns
+    return rows.to(grid_map.dtype) @ grid_map @ columns.to(grid_map.dtype).T
 
 
-def tokens_to_grid(values: torch.Tensor) -> torch.Tensor:
-    """``[B, L]`` in raster order to the square ``[B, g, g]``."""
-    grid = round(values.shape[-1] ** 0.5)
-    return values.unflatten(-1, (grid, grid))
+def upsample(grid_map: torch.Tensor, size: int | Sequence[int], sigma: float) -> torch.Tensor:
+    """Map of patches to a map of pixels.
+
+    Args:
+        grid_map: ``[B, g_h, g_w]``.
+        size: Height and width in pixels; one number for a square.
+        sigma: Standard deviation of the smoothing in pixels of the map; 0 leaves it out.
+
+    Returns:
+        torch.Tensor: ``[B, H, W]``.
+    """
+    sides = zip(grid_map.shape[-2:], pair(size), strict=True)
+    return grid_to_map(grid_map, *(map_matrix(grid, side, sigma).to(grid_map.device) for grid, side in sides))
+
+
+def tokens_to_grid(values: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+    """``[B, L]`` in raster order to ``[B, g_h, g_w]``; ``grid=None``: a square."""
+    return values.unflatten(-1, grid_of(values.shape[-1]) if grid is None else grid)
 
 
 def relative_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:

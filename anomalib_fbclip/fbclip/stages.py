@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.adapted.stages import PanelGroup, Stages
-from anomalib_fbclip.common.functional import tokens_to_grid
+from anomalib_fbclip.common.functional import Grid, tokens_to_grid
 
 from .background import background_dissimilarity
 
@@ -41,7 +41,7 @@ class FBCLIPStages(Stages):
         text_similarity_before: Cosine of the attended tokens of every view, projected but not suppressed, to the
             normal and the abnormal text, each ``[B, N, 2]``.
         text_similarity: The same after suppression.
-        anomaly_map_grid_before: Patch probabilities without suppression ``[B, g, g]``.
+        anomaly_map_grid_before: Patch probabilities without suppression ``[B, g_h, g_w]``.
         views: Names of the views.
     """
 
@@ -66,13 +66,20 @@ class FBCLIPStages(Stages):
     views: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: Any, tokens: list[torch.Tensor], detection: Any) -> "FBCLIPStages":  # noqa: ANN401  # see below
+    def of(
+        cls,
+        model: Any,  # noqa: ANN401  # see below
+        tokens: list[torch.Tensor],
+        detection: Any,  # noqa: ANN401  # see below
+        grid: Grid | None = None,
+    ) -> "FBCLIPStages":
         """Record the stages of one forward pass, with the model's own functions.
 
         Args:
             model: The :class:`FBCLIPModel`.
             tokens: Tokens of the chosen blocks, each ``[B, N, D]``.
             detection: What ``model.detect`` made of them, a :class:`FBCLIPDetection`.
+            grid: Rows and columns of the patches; ``None``: a square.
         """
         embeddings = model.prompts()
         text_tokens = model.clip.encode_text(embeddings, causal=model.causal_text)
@@ -93,7 +100,7 @@ class FBCLIPStages(Stages):
         weights = model.scale_weights.softmax(dim=0)
         for index, feature in enumerate(detection.features):
             layer, name = index // len(model.views), model.views[index % len(model.views)]
-            view = model.view(name, tokens[layer].float(), detection.masks[layer])
+            view = model.view(name, tokens[layer].float(), detection.masks[layer], grid)
             getattr(stages, f"attended_{name}").append(feature)
             if name != "id":
                 getattr(stages, f"view_{name}").append(view)
@@ -108,8 +115,8 @@ class FBCLIPStages(Stages):
             stages.text_similarity.append(F.normalize(after, dim=-1) @ text.fused.T)
             logits = logits + weights[layer] * model.similarity(before, text.fused)
         logit = logits[..., 1] - logits[..., 0]  # type: ignore[index]
-        abnormal = model.abnormal_probability(logit, None if model.memory is None else tokens)
-        stages.anomaly_map_grid_before = tokens_to_grid(abnormal[:, 1:])
+        abnormal = model.abnormal_probability(logit, None if model.memory is None else tokens, grid)
+        stages.anomaly_map_grid_before = tokens_to_grid(abnormal[:, 1:], grid)
         return stages
 
     def panels(self) -> list[PanelGroup]:

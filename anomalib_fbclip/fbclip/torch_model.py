@@ -16,6 +16,7 @@ from torch import nn
 from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.prompts import PromptLearner
+from anomalib_fbclip.common.functional import Grid
 
 from . import (
     background,
@@ -133,7 +134,12 @@ class FBCLIPModel(AdaptedCLIP):
         """Text tokens ``[2, 77, W]`` to the fused text features and their parts (eq. 3-6)."""
         return self.text_fusion(text_tokens, self.prompts.end_of_text, self.clip)
 
-    def detect(self, tokens: Iterable[torch.Tensor], text_features: torch.Tensor) -> FBCLIPDetection:
+    def detect(
+        self,
+        tokens: Iterable[torch.Tensor],
+        text_features: torch.Tensor,
+        grid: Grid | None = None,
+    ) -> FBCLIPDetection:
         """From the tokens of the blocks to logits (section 3.2 to 3.4).
 
         Axes: B images, N = 1 + L tokens, D vision width, d joint width.
@@ -141,8 +147,9 @@ class FBCLIPModel(AdaptedCLIP):
         Args:
             tokens: Tokens of each chosen block ``[B, N, D]``, class token first.
             text_features: ``[2, d]``, of unit length, normal first.
+            grid: Rows and columns of the patches; ``None``: a square.
         """
-        masks, features = self.enhance(tokens)  # MVFBE, eq. 7-23: block by block ID, SEM, SPA, each [B, N, D]
+        masks, features = self.enhance(tokens, grid)  # MVFBE, eq. 7-23: block by block ID, SEM, SPA, each [B, N, D]
         prototype = (
             background.background_prototype(features, self.bank) if self.suppression else None
         )  # eq. 24-26, [B, D]
@@ -155,7 +162,11 @@ class FBCLIPModel(AdaptedCLIP):
         logit = logits[..., 1] - logits[..., 0]  # [B, N]
         return FBCLIPDetection(logit, {"similarity": similarity}, masks, features, prototype)
 
-    def enhance(self, tokens: Iterable[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def enhance(
+        self,
+        tokens: Iterable[torch.Tensor],
+        grid: Grid | None = None,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """MVFBE (section 3.2): foreground masks, and attended views of every block.
 
         Masks and views hold no learnable parameter, so they are built without gradients, and in float32 whatever the
@@ -163,6 +174,7 @@ class FBCLIPModel(AdaptedCLIP):
 
         Args:
             tokens: See :meth:`detect`.
+            grid: See :meth:`detect`.
 
         Returns:
             Masks, one ``[B, L]`` for each block; features, block by block ID, SEM, SPA, each ``[B, N, D]``.
@@ -177,30 +189,30 @@ class FBCLIPModel(AdaptedCLIP):
             masks.append(mask)
             previous = None  # or the attention would share the memory with the block before
             attend = self._attend_literally if self.literal else self._attend
-            features += attend(layer_tokens, mask)  # eq. 9-23
+            features += attend(layer_tokens, mask, grid)  # eq. 9-23
             previous = exact
         return masks, features
 
-    def _attend_literally(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    def _attend_literally(self, tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None) -> list[torch.Tensor]:
         """Each view of one block (eq. 9-21) through the attention that all share (eq. 22-23)."""
-        views = [self.view(name, tokens.float(), mask) for name in self.views]
+        views = [self.view(name, tokens.float(), mask, grid) for name in self.views]
         return views if self.attention is None else [self.attention(view) for view in views]
 
-    def _attend(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    def _attend(self, tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None) -> list[torch.Tensor]:
         """The same with the views as mixtures, so that the attention projects the tokens of a block once."""
         exact = tokens.float()
         with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
-            mixings = [FAST[name](exact, mask) for name in self.views]
+            mixings = [FAST[name](exact, mask, grid) for name in self.views]
         if self.attention is None:
             return [mix(exact) for mix in mixings]
         variances = [mix(exact).var(dim=-1, correction=0, keepdim=True) for mix in mixings]
         return self.attention.attend(tokens, mixings, variances)
 
     @torch.no_grad()
-    def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
         """One view ``[B, N, D]`` of the tokens ``[B, N, D]`` of a block, in float32 (eq. 9-20)."""
         with torch.autocast(tokens.device.type, enabled=False):
-            return LITERAL[name](tokens, mask) if self.literal else FAST[name](tokens, mask)(tokens)
+            return LITERAL[name](tokens, mask, grid) if self.literal else FAST[name](tokens, mask, grid)(tokens)
 
     def suppress(self, feature: torch.Tensor, prototype: torch.Tensor | None) -> torch.Tensor:
         """Background suppression (section 3.3) and projection to the joint space, ``[B, N, d]`` in float32.
@@ -220,6 +232,6 @@ class FBCLIPModel(AdaptedCLIP):
             weight = background.background_dissimilarity(feature, prototype)
             return background.suppress_background(joint, prototype @ self.clip.visual.proj.float(), weight)
 
-    def record(self, tokens: list[torch.Tensor], detection: Detection) -> FBCLIPStages:
+    def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> FBCLIPStages:
         """The record of every stage, see :class:`FBCLIPStages`."""
-        return FBCLIPStages.of(self, tokens, detection)
+        return FBCLIPStages.of(self, tokens, detection, grid)

@@ -3,15 +3,18 @@
 
 """Identity, semantic and spatial view of a token set (FB-CLIP, https://arxiv.org/abs/2603.19608, eq. 9-21).
 
-Axes: B images, L patches in raster order of a g x g grid, D width of the visual tokens. The class token comes first and
-no view changes it. First the equations, which return a view's tokens. Below them the fast forms: every view is a linear
-mixture of tokens, so a fast form returns the mixture, which can be applied to the tokens or to a projection of them.
+Axes: B images, L patches in raster order of a grid of g_h rows and g_w columns, D width of the visual tokens. The class
+token comes first and no view changes it. First the equations, which return a view's tokens. Below them the fast forms:
+every view is a linear mixture of tokens, so a fast form returns the mixture, which can be applied to the tokens or to a
+projection of them.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+
+from anomalib_fbclip.common.functional import Grid, grid_of
 
 from .foreground import BACKGROUND_VALUE
 
@@ -26,22 +29,24 @@ Mixing = Callable[[torch.Tensor], torch.Tensor]
 """A linear mixture of tokens ``[B, 1 + L, C]``, class token first, for any width C."""
 
 
-def identity_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def identity_view(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
     """ID (eq. 9): the tokens ``[B, 1 + L, D]`` themselves."""
-    del mask
+    del mask, grid
     return tokens
 
 
-def semantic_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def semantic_view(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
     """SEM (eq. 10-15): each patch drawn to the foreground and the background patches of the whole image.
 
     Args:
         tokens: Tokens ``[B, 1 + L, D]``.
         mask: Foreground mask ``[B, L]``.
+        grid: Not used: every patch sees the whole image.
 
     Returns:
         torch.Tensor: ``[B, 1 + L, D]``.
     """
+    del grid
     c, x, p = tokens[:, :1], tokens[:, 1:], mask[..., None]  # [B, 1, D], [B, L, D], [B, L, 1]
     similarity = F.cosine_similarity(x, c, dim=-1)[..., None]  # [B, L, 1]
     foreground = ((1 - similarity) * (p @ p.mT)).softmax(dim=-1)  # eq. 10-12, [B, L, L]
@@ -51,19 +56,21 @@ def semantic_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.cat((c, view), dim=1)
 
 
-def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def spatial_view(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
     """SPA (eq. 16-20): each patch rebuilt from its 5 x 5 neighbourhood, foreground and background apart.
 
     Args:
-        tokens: Tokens ``[B, 1 + L, D]``, L a square.
+        tokens: Tokens ``[B, 1 + L, D]``.
         mask: Foreground mask ``[B, L]``.
+        grid: Rows and columns of the patches; ``None``: a square.
 
     Returns:
         torch.Tensor: ``[B, 1 + L, D]``.
     """
     c, x = tokens[:, :1], tokens[:, 1:]
-    p = _unfold(mask[..., None])  # eq. 16, [B, L, 25, 1]; 0 outside the grid
-    window = _unfold(x)  # eq. 16, [B, L, 25, D]
+    grid = grid_of(x.shape[1]) if grid is None else grid
+    p = _unfold(mask[..., None], grid)  # eq. 16, [B, L, 25, 1]; 0 outside the grid
+    window = _unfold(x, grid)  # eq. 16, [B, L, 25, D]
     a, b = window * p, window * (1 - p)
     stability = F.cosine_similarity(b, c[:, None], dim=-1) * b.norm(dim=-1)  # eq. 17, [B, L, 25]
     richness = (1 - F.cosine_similarity(a, c[:, None], dim=-1)) * (a - a.mean(dim=2, keepdim=True)).norm(dim=-1)
@@ -73,21 +80,20 @@ def spatial_view(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.cat((c, view), dim=1)
 
 
-def _unfold(values: torch.Tensor) -> torch.Tensor:
+def _unfold(values: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The 25 neighbours of each patch, zero outside the grid: ``[B, L, C]`` to ``[B, L, 25, C]``."""
     batch, length, width = values.shape
-    grid = round(length**0.5)
-    image = values.mT.reshape(batch, width, grid, grid)
+    image = values.mT.reshape(batch, width, *grid)
     return F.unfold(image, WINDOW, padding=WINDOW // 2).view(batch, width, WINDOW**2, length).permute(0, 3, 2, 1)
 
 
-def identity_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
+def identity_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> Mixing:
     """Fast form of :func:`identity_view`."""
-    del tokens, mask
+    del tokens, mask, grid
     return lambda values: values
 
 
-def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
+def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> Mixing:
     """Fast form of :func:`semantic_view`, without L x L matrices.
 
     The mask takes two values, so a row of each softmax holds two distinct weights: one for all foreground columns and
@@ -96,10 +102,12 @@ def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
     Args:
         tokens: Tokens ``[B, 1 + L, D]``.
         mask: Foreground mask ``[B, L]``.
+        grid: Not used: every patch sees the whole image.
 
     Returns:
         Mixing: Keeps the class token.
     """
+    del grid
     class_token, patches = tokens[:, :1], tokens[:, 1:]
     similarity = F.cosine_similarity(patches, class_token, dim=-1)
     foreground = (mask > BACKGROUND_VALUE).to(tokens.dtype)
@@ -130,23 +138,24 @@ def _two_masses(logit: torch.Tensor, on: float, off: float, foreground: torch.Te
     return masses / masses.sum(dim=-1, keepdim=True)
 
 
-def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
+def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> Mixing:
     """Fast form of :func:`spatial_view`, without 25 copies of the tokens.
 
     Norms, cosines and distances within a window follow from dot products of neighbouring tokens, and these are bands of
     the product of one grid row with another. The weighted sums are products with such bands, too.
 
     Args:
-        tokens: Tokens ``[B, 1 + L, D]``, L a square.
+        tokens: Tokens ``[B, 1 + L, D]``.
         mask: Foreground mask ``[B, L]``.
+        grid: Rows and columns of the patches; ``None``: a square.
 
     Returns:
         Mixing: Keeps the class token.
     """
     class_token, patches = tokens[:, :1], tokens[:, 1:]
     batch, length, width = patches.shape
-    grid = round(length**0.5)
-    places = (batch, grid, grid)
+    grid = grid_of(length) if grid is None else grid
+    places = (batch, *grid)
     direction = class_token[:, 0] / class_token[:, 0].norm(dim=-1, keepdim=True).clamp(min=_EPS)
     along = (patches @ direction[..., None]).view(places)
     norm = patches.norm(dim=-1).view(places)
@@ -154,7 +163,7 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
 
     # Outside the grid a = b = 0: cosine 0, so 1 - cos = 1; p = 0 there, so 1 - p = 1.
     background_logits = _windows((1 - p) * along)
-    a = F.pad(p[..., None] * patches.view(batch, grid, grid, width), (0, 0, 2, 2, 2, 2))
+    a = F.pad(p[..., None] * patches.view(*places, width), (0, 0, 2, 2, 2, 2))
     mean = _box(a) / WINDOW**2
     squared_distance = (
         _windows((p * norm) ** 2) - 2 * _banded_dot(mean, a) + mean.square().sum(dim=-1).view(batch, length, 1)
@@ -166,56 +175,57 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor) -> Mixing:
     foreground = foreground_logits.softmax(dim=-1) * p_window / p_window.sum(dim=-1, keepdim=True).clamp(min=_EPS)
     remainder = 1 - p_window
     background = background_logits.softmax(dim=-1) * remainder / remainder.sum(dim=-1, keepdim=True).clamp(min=_EPS)
-    bands = _bands(foreground + background, grid)
+    bands = _bands(foreground + background, grid)  # [5, B, g_h, g_w, g_w + 4]
 
     def mix(values: torch.Tensor) -> torch.Tensor:
-        image = F.pad(values[:, 1:].unflatten(1, (grid, grid)), (0, 0, 2, 2, 2, 2))
+        image = F.pad(values[:, 1:].unflatten(1, grid), (0, 0, 2, 2, 2, 2))
         return torch.cat((values[:, :1], _banded_sum(bands.to(values.dtype), image)), dim=1)
 
     return mix
 
 
 def _windows(values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
-    """Scalars ``[B, g, g]`` to the 25 of each neighbourhood ``[B, g * g, 25]``."""
+    """Scalars ``[B, g_h, g_w]`` to the 25 of each neighbourhood ``[B, L, 25]``."""
     padded = F.pad(values, (2, 2, 2, 2), value=outside)
     return padded.unfold(1, WINDOW, 1).unfold(2, WINDOW, 1).reshape(values.shape[0], -1, WINDOW**2)
 
 
 def _box(padded: torch.Tensor) -> torch.Tensor:
-    """Sum of each 5 x 5 neighbourhood: ``[B, g + 4, g + 4, D]`` to ``[B, g, g, D]``."""
-    grid = padded.shape[1] - WINDOW + 1
-    rows = sum(padded[:, shift : shift + grid] for shift in range(WINDOW))
-    return sum(rows[:, :, shift : shift + grid] for shift in range(WINDOW))
+    """Sum of each 5 x 5 neighbourhood: ``[B, g_h + 4, g_w + 4, D]`` to ``[B, g_h, g_w, D]``."""
+    height, width = padded.shape[1] - WINDOW + 1, padded.shape[2] - WINDOW + 1
+    rows = sum(padded[:, shift : shift + height] for shift in range(WINDOW))
+    return sum(rows[:, :, shift : shift + width] for shift in range(WINDOW))
 
 
 def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Dot products of each centre with the 25 tokens around it: ``[B, g, g, D]``, padded tokens -> ``[B, g * g, 25]``.
+    """Dot products of each centre with the 25 tokens around it: ``[B, g_h, g_w, D]``, padded tokens -> ``[B, L, 25]``.
 
-    Row times row costs g / 5 times the needed products and is still far cheaper than 25 shifted copies, because it is
-    a matrix product; the band is then read out of each ``[g, g + 4]`` block by a change of stride.
+    Row times row costs g_w / 5 times the needed products and is still far cheaper than 25 shifted copies, because it is
+    a matrix product; the band is then read out of each ``[g_w, g_w + 4]`` block by a change of stride.
     """
-    batch, grid = centres.shape[:2]
+    batch, height, width = centres.shape[:3]
     bands = []
     for shift in range(WINDOW):
-        block = centres @ padded[:, shift : shift + grid].transpose(-1, -2)
-        stretched = F.pad(block.flatten(-2), (0, grid)).unflatten(-1, (grid, grid + WINDOW))
+        block = centres @ padded[:, shift : shift + height].transpose(-1, -2)
+        stretched = F.pad(block.flatten(-2), (0, width)).unflatten(-1, (width, width + WINDOW))
         bands.append(stretched[..., :WINDOW])
-    return torch.cat(bands, dim=-1).reshape(batch, grid * grid, WINDOW**2)
+    return torch.cat(bands, dim=-1).reshape(batch, height * width, WINDOW**2)
 
 
-def _bands(weights: torch.Tensor, grid: int) -> torch.Tensor:
-    """Weights of the 25 tokens around each place ``[B, g * g, 25]`` to row-by-row bands ``[5, B, g, g, g + 4]``."""
-    rows = weights.unflatten(1, (grid, grid)).unflatten(-1, (WINDOW, WINDOW))
-    padded = F.pad(rows.movedim(-2, 0), (0, grid)).flatten(-2)[..., : grid * (grid + WINDOW - 1)]
-    return padded.unflatten(-1, (grid, grid + WINDOW - 1))
+def _bands(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Weights of the 25 tokens around each place ``[B, L, 25]`` to row-by-row bands ``[5, B, g_h, g_w, g_w + 4]``."""
+    width = grid[1]
+    rows = weights.unflatten(1, grid).unflatten(-1, (WINDOW, WINDOW))
+    padded = F.pad(rows.movedim(-2, 0), (0, width)).flatten(-2)[..., : width * (width + WINDOW - 1)]
+    return padded.unflatten(-1, (width, width + WINDOW - 1))
 
 
 def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Sum of the 25 tokens around each place: bands, padded tokens ``[B, g + 4, g + 4, C]`` -> ``[B, g * g, C]``."""
-    grid = bands.shape[2]
-    total = bands[0] @ padded[:, :grid]
+    """Sum of the 25 tokens around each place: bands, padded tokens ``[B, g_h + 4, g_w + 4, C]`` -> ``[B, L, C]``."""
+    height = bands.shape[2]
+    total = bands[0] @ padded[:, :height]
     for shift in range(1, WINDOW):
-        total = total + bands[shift] @ padded[:, shift : shift + grid]
+        total = total + bands[shift] @ padded[:, shift : shift + height]
     return total.flatten(1, 2)
 
 

@@ -310,7 +310,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         matched = stages.num_references > 0
         text, distance = stages.refined_map.amax(dim=1)[matched], stages.distances.amax(dim=1)[matched]
         self._evidence += list(zip(text.tolist(), distance.tolist(), strict=True))
-        return batch.update(**self.model.predict(stages, batch.image.shape[-1])._asdict())
+        return batch.update(**self.model.predict(stages, batch.image.shape[-2:])._asdict())
 
     def _warn_of_own_outlier(self) -> None:
         """Warn where matching contradicts the text: what the text calls normal lies farthest from the references.

@@ -12,6 +12,8 @@ import math
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.common.functional import Grid, grid_of, pair
+
 BLOCK_ELEMENTS = 1 << 22
 """Largest block of the distance matrix that is held, in elements (16 MB in float32), but at least one image pair."""
 
@@ -19,17 +21,22 @@ PAPER_GRID = 37
 NEIGHBOURHOODS = (1, 3, 5)
 
 
-def relative_neighbourhoods(grid: int) -> tuple[int, ...]:
-    """Neighbourhoods 1, 3, 5 of a grid of 37 patches; in another grid the odd sizes nearest to the same share of it."""
-    return tuple(sorted({2 * max(0, round((size * grid / PAPER_GRID - 1) / 2)) + 1 for size in NEIGHBOURHOODS}))
+def relative_neighbourhoods(grid: int | Grid) -> tuple[int, ...]:
+    """Neighbourhoods 1, 3, 5 of a grid of 37 patches; in another grid the odd sizes nearest to the same share of it.
+
+    Of a grid that is not square, the square of as many patches counts.
+    """
+    side = math.prod(pair(grid)) ** 0.5
+    return tuple(sorted({2 * max(0, round((size * side / PAPER_GRID - 1) / 2)) + 1 for size in NEIGHBOURHOODS}))
 
 
-def neighbourhood_average(patches: torch.Tensor, size: int) -> torch.Tensor:
+def neighbourhood_average(patches: torch.Tensor, size: int, grid: Grid | None = None) -> torch.Tensor:
     """Average over size x size neighbours on the patch grid and scale to unit length.
 
     Args:
-        patches: ``[B, L, D]`` in raster order of a square grid.
+        patches: ``[B, L, D]`` in raster order of a grid.
         size: Odd; 1 averages nothing. Places beyond the border do not count.
+        grid: Rows and columns of the patches; ``None``: a square.
 
     Returns:
         torch.Tensor: ``[B, L, D]`` in float32, of unit length.
@@ -37,8 +44,8 @@ def neighbourhood_average(patches: torch.Tensor, size: int) -> torch.Tensor:
     patches = F.normalize(patches.float(), dim=-1)
     if size == 1:
         return patches
-    grid = math.isqrt(patches.shape[1])
-    plane = patches.transpose(1, 2).unflatten(-1, (grid, grid))
+    grid = grid_of(patches.shape[1]) if grid is None else grid
+    plane = patches.transpose(1, 2).unflatten(-1, grid)
     plane = F.avg_pool2d(plane, size, stride=1, padding=size // 2, count_include_pad=False)
     return F.normalize(plane.flatten(2).transpose(1, 2), dim=-1)
 

@@ -12,7 +12,15 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
+from anomalib_fbclip.common.functional import (
+    Grid,
+    check_finite,
+    grid_of,
+    pair,
+    relative_layers,
+    tokens_to_grid,
+    upsample,
+)
 
 from .bank import Reference, ReferenceBank, content_keys, first_of_each
 from .filtering import abnormal_probability, is_exporting, reference_mask, refine
@@ -133,7 +141,7 @@ class FiSeCLIPModel(nn.Module):
         self.refinement = refinement
         self.filter_share = filter_share
         self.matching = matching
-        sizes = relative_neighbourhoods(clip.grid_size) if neighbourhoods is None else neighbourhoods
+        sizes = relative_neighbourhoods(clip.grid) if neighbourhoods is None else neighbourhoods
         self.neighbourhoods = tuple(int(size) for size in sizes)
         self.reference_share = reference_share
         self.text_weight = text_weight
@@ -145,6 +153,7 @@ class FiSeCLIPModel(nn.Module):
         self.bank = ReferenceBank(bank_size)
         self.sample: dict[str, Reference] = {}
         self.trusted: Reference | None = None
+        self._grid: Grid | None = None
         self._text_features: dict[str, torch.Tensor] = {}
         self.warn_alone = True
 
@@ -159,7 +168,7 @@ class FiSeCLIPModel(nn.Module):
         A random sample of a run makes the result of an image independent of its batch and of the order of the run.
 
         Args:
-            images: Images ``[3, H, H]``, see :meth:`forward`.
+            images: Images ``[3, H, W]``, see :meth:`forward`.
             category: See :meth:`forward`.
         """
         sample = self._references(images, category, trusted=False)
@@ -170,7 +179,7 @@ class FiSeCLIPModel(nn.Module):
         """Let images that are known to be good be references of all images, with all their patches.
 
         Args:
-            images: Images ``[3, H, H]``, see :meth:`forward`; none: there are no such references any more.
+            images: Images ``[3, H, W]``, see :meth:`forward`; none: there are no such references any more.
             category: Noun of the prompts.
         """
         trusted = self._references(images, category, trusted=True) if len(images) else None
@@ -203,23 +212,23 @@ class FiSeCLIPModel(nn.Module):
         """Score images by each other and by the text.
 
         Args:
-            images: Images ``[B, 3, H, H]`` normalised with CLIP's statistics, H a multiple of the patch size.
+            images: Images ``[B, 3, H, W]`` normalised with CLIP's statistics, H and W multiples of the patch size.
             categories: What each image shows; only images of one category are matched. ``None``: all show the same.
 
         Returns:
-            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, H]``, both in [0, 1].
+            InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, W]``, both in [0, 1].
 
         Raises:
-            ValueError: If the images are empty, not square, no multiple of the patch size, of another size than those
+            ValueError: If the images are empty, their sides no multiples of the patch size, of another size than those
                 in the bank, or hold NaN or infinity; or if there is not one category an image.
         """
-        return self.predict(self.analyse(images, categories), images.shape[-1])
+        return self.predict(self.analyse(images, categories), images.shape[-2:])
 
-    def predict(self, stages: FiSeStages, size: int) -> InferenceBatch:
-        """Score and smoothed map ``[B, size, size]`` of analysed images."""
-        grid_map = tokens_to_grid(stages.grid_map)
-        matrix = map_matrix(grid_map.shape[-1], size, self.smoothing_sigma).to(grid_map.device)
-        return InferenceBatch(pred_score=stages.pred_score, anomaly_map=grid_to_map(grid_map, matrix))
+    def predict(self, stages: FiSeStages, size: int | Sequence[int]) -> InferenceBatch:
+        """Score and smoothed map ``[B, H, W]`` (one number: a square) of analysed images."""
+        grid_map = tokens_to_grid(stages.grid_map, grid_of(stages.grid_map.shape[-1], size))
+        anomaly_map = upsample(grid_map, size, self.smoothing_sigma)
+        return InferenceBatch(pred_score=stages.pred_score, anomaly_map=anomaly_map)
 
     @torch.no_grad()
     def analyse(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> FiSeStages:
@@ -281,6 +290,8 @@ class FiSeCLIPModel(nn.Module):
             Patch tokens of the matched blocks ``[B, S, L, D]``; restored patch tokens in the joint space ``[B, L, d]``;
             probability of "abnormal" of the class token ``[B]`` and of each patch ``[B, L]``. The last three: float32.
         """
+        if not is_exporting():
+            self._check_grid(self.clip.grid_of_images(images))
         visual, depth = self.clip.visual, self.clip.num_layers
         before = depth - self.semantic_blocks
         layers = sorted({*self.feature_layers, before, depth})
@@ -298,18 +309,19 @@ class FiSeCLIPModel(nn.Module):
             class_probability = abnormal_probability(class_joint, text, self.temperature)[:, 0]
             return patches, joint, class_probability, abnormal_probability(joint, text, self.temperature)
 
+    def _check_grid(self, grid: Grid) -> None:
+        seen = len(self.bank) or self.sample or self.trusted is not None
+        if seen and self._grid != grid:
+            msg = f"images of {grid} patches after images of {self._grid}: call reset() before images of another size."
+            raise ValueError(msg)
+        self._grid = grid
+
     def _match(self, category: str, here: torch.Tensor, images: Reference, stages: FiSeStages) -> None:
         """Match the images at places ``here``, all of one category, and fill in their rows of ``stages``."""
         batch = images[here]
         pool, sample = batch, self.sample.get(category)
         earlier = self.bank.get(category) if sample is None else sample
         if earlier is not None:
-            if earlier.patches.shape[1:] != batch.patches.shape[1:]:
-                msg = (
-                    f"images of {batch.patches.shape[2]} patches after images of {earlier.patches.shape[2]}: "
-                    "call reset() before images of another size."
-                )
-                raise ValueError(msg)
             if sample is None:
                 # The newest that are not in this batch, as many as the batch lacks.
                 others = earlier[~torch.isin(earlier.keys.to(batch.keys.device), batch.keys)]
@@ -351,7 +363,7 @@ class FiSeCLIPModel(nn.Module):
         match = nearest_distances_literal if self.literal else nearest_distances
         for layer in range(length):
             for size in self.neighbourhoods:
-                tokens = neighbourhood_average(pool.patches[:, layer], size)
+                tokens = neighbourhood_average(pool.patches[:, layer], size, self._grid)
                 nearest = match(tokens[:number], batch.kept, tokens[number:], pool.kept[number:])
                 total += mean_of_smallest(nearest, valid, self.reference_share)
         return total / (length * len(self.neighbourhoods))
@@ -408,7 +420,7 @@ def _check(model: FiSeCLIPModel, bank_size: int) -> None:
         (
             "smoothing_sigma",
             model.smoothing_sigma,
-            0 <= model.smoothing_sigma <= model.clip.image_size,
+            0 <= model.smoothing_sigma <= min(pair(model.clip.image_size)),
             f"give pixels from 0 (no smoothing) to the image size, {model.clip.image_size}",
         ),
     )

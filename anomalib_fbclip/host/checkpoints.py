@@ -16,6 +16,7 @@ from anomalib.engine.plugins import AnomalibCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 
 from anomalib_fbclip.common import safe_load
+from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import is_dense
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     checkpoint[_KEY] = {
         **module.identity(),
         "image_size": module.image_size,
+        "resize": module.resize,
         "source": module.source,
         "memory_names": list(getattr(module.model, "memory_names", ())),
     }
@@ -139,13 +141,11 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
             "pretrained."
         )
         raise ValueError(msg)
-    if ours["image_size"] != module.image_size:
-        logger.warning(
-            "The checkpoint was made at image_size=%d, this model keeps its image_size=%d.",
-            ours["image_size"],
-            module.image_size,
-        )
-        checkpoint.pop(_PRE_PROCESSOR, None)
+    for name, value in (("image_size", module.image_size), ("resize", module.resize)):
+        theirs = ours.get(name, "squash")  # files from before it was stored
+        if plain(theirs) != value:
+            logger.warning("The checkpoint was made at %s=%s, this model keeps its %s=%s.", name, theirs, name, value)
+            checkpoint.pop(_PRE_PROCESSOR, None)
     module.source = ours["source"]
     if "model.memory.tokens" in checkpoint["state_dict"]:
         module.model.memory_names = tuple(ours.get("memory_names", ()))

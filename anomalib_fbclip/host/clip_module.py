@@ -8,14 +8,16 @@ from typing import Any
 
 from anomalib.pre_processing import PreProcessor
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.build import load_clip
 from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
+from anomalib_fbclip.common.arguments import plain
+from anomalib_fbclip.common.functional import pair
 
 from .module import ScoringModule
-from .pre_processing import ExactPreProcessor
+from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions
 
 PAPER_IMAGE_SIZE = 518
 
@@ -31,8 +33,11 @@ class CLIPModule(ScoringModule):
             for random ones. Not used by ``"tiny"``.
         pre_trained: The name that anomalib's own models use, so that one benchmark grid holds both: ``False`` is short
             for ``pretrained=None``.
-        image_size: Side of the square input in pixels, a multiple of the patch size. ``None``: the paper's 518 for
-            patches of 14 pixels, else the size that the backbone was trained with.
+        image_size: Height and width of the input in pixels, multiples of the patch size; one number for a square.
+            ``None``: the paper's 518 for patches of 14 pixels, else the size that the backbone was trained with.
+        resize: ``"squash"``: every image is resized to ``image_size``, as in the papers. ``"keep"``: an image keeps its
+            proportions and gets about as many patches as ``image_size`` has. Images of one batch must then have the
+            same proportions: else give batches of one image.
         quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.ScoringModule`.
 
@@ -45,15 +50,23 @@ class CLIPModule(ScoringModule):
         backbone: str = "ViT-L-14-336",
         pretrained: str | None = "openai",
         pre_trained: bool = True,
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        resize: str = "squash",
         quick_gelu: bool | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
+        if resize not in RESIZES:
+            msg = f"resize={resize!r}: choose one of {list(RESIZES)}."
+            raise ValueError(msg)
+        if resize != "squash" and not self._own_pre_processor:
+            msg = f"resize={resize!r} needs this model's own pre-processor: leave pre_processor at True."
+            raise ValueError(msg)
+        self.resize = resize
         self._backbone: dict[str, Any] = {
             "backbone": backbone,
             "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
-            "image_size": image_size,
+            "image_size": plain(image_size),
             "quick_gelu": quick_gelu,
         }
 
@@ -71,9 +84,22 @@ class CLIPModule(ScoringModule):
         """
         clip = self.load_backbone()
         if self._own_pre_processor:
-            self.pre_processor = self.configure_pre_processor((clip.image_size, clip.image_size), clip.mean, clip.std)
+            self.pre_processor = self.pre_processor_for(clip)
         self.model = model(clip, **arguments)
         self.image_size = clip.image_size
+
+    def pre_processor_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> PreProcessor:
+        """The pre-processor that the arguments name.
+
+        Args:
+            clip: Backbone, for its statistics and patches.
+            image_size: In place of the backbone's.
+        """
+        pre_processor = self.configure_pre_processor(pair(image_size or clip.image_size), clip.mean, clip.std)
+        if self.resize == "keep":
+            fit: Transform = KeepProportions(pair(image_size or clip.image_size), clip.patch_size)
+            pre_processor = ExactPreProcessor(Compose([fit, Normalize(mean=clip.mean, std=clip.std)]))
+        return pre_processor
 
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone that the arguments name."""

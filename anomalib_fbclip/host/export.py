@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 import anomalib_fbclip
+from anomalib_fbclip.common.functional import as_json
 
 _OPSET = 18
 _ONE_FILE = 1_500_000_000  # bytes of parameters; protobuf stops at 2 GiB
@@ -36,7 +37,8 @@ def describe(module: LightningModule, input_size: tuple[int, int] | None = None)
         "model": type(module).__name__,
         "backbone": identity["backbone"],
         "backbone_fingerprint": identity["fingerprint"],
-        "image_size": module.image_size,
+        "image_size": as_json(module.image_size),
+        "resize": module.resize,
         "input_size": list(input_size) if input_size else None,
         "input": "RGB in [0, 1], [batch, 3, height, width]; resizing and normalisation are part of the model",
         "pre_processing": [str(step) for step in getattr(transform, "transforms", [transform])],

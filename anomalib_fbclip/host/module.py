@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from anomalib_fbclip.common.arguments import check_arguments, plain
+from anomalib_fbclip.common.functional import as_json
 from anomalib_fbclip.data.sets import shares_source
 
 from . import checkpoints, export
@@ -63,7 +64,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     Attributes:
         model: The torch model.
-        image_size: Side of the square input in pixels.
+        image_size: Height and width of the input in pixels; one number for a square.
+        resize: Whether images are squashed to ``image_size``, or how else they are resized.
         weights: The adapter of a model that has one.
         source: What the adapter was trained on, as far as it is known.
         calibrator: What the user wants of the thresholds.
@@ -75,7 +77,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         ValueError: If an argument is out of range.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
+    resize = "squash"
     calibrator: Calibrator
     weights: str | None = None
     source: str | None = None
@@ -146,7 +149,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             self._kept = KeptPredictions() if self.validates_on_test_images else None
             if self._learns_nothing():
                 self._limit_val_batches, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
-        self._named = name_unreadable(self.trainer, stage)
+        self._named = name_unreadable(self.trainer, stage, one_size=self.fits_images)
         checkpoints.name_damaged(self.trainer)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
@@ -162,6 +165,11 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             self.trainer.limit_val_batches, self._limit_val_batches = self._limit_val_batches, None
         if stage != "validate":
             self._kept = None
+
+    @property
+    def fits_images(self) -> bool:
+        """Whether the size of an image after the resize depends on its size before."""
+        return bool(getattr(self.pre_processor, "fits_images", False))
 
     def forget_validation(self) -> None:
         """Score each image of the coming test anew, also where the validation has just scored it: for timings."""
@@ -312,7 +320,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """The same as if the model had not seen this image before; ``None`` where it knows nothing else.
 
         Args:
-            images: One transformed image ``[1, 3, H, H]``.
+            images: One transformed image ``[1, 3, H, W]``.
             path: Its file.
         """
         del path
@@ -325,7 +333,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
-        return {"image_size": self.image_size}
+        return {"image_size": as_json(self.image_size), "resize": self.resize}
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have in common with the model: ``backbone``, its name, and ``fingerprint``."""
@@ -342,7 +350,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
-        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, **metadata}
+        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", **metadata}
         ours = self.calibration_settings()
         different = [name for name, value in ours.items() if theirs[name] != value]
         if not different:
@@ -376,9 +384,17 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         Args:
             export_root: Folder to write to.
             model_file_name: Name of the file.
-            input_size: Height and width of the raw images. ``None``: the file takes images of any size.
+            input_size: Height and width of the raw images. ``None``: the file takes images of any size; not where the
+                resize depends on the size of the image.
             **kwargs: Passed through to ``torch.onnx.export``; ``dynamic_axes={}`` fixes the batch to one image.
+
+        Raises:
+            ValueError: If ``input_size`` is missing.
         """
+        if input_size is None and self.fits_images:
+            msg = f"resize={self.resize!r}: a graph has fixed sizes, give input_size=[height, width] of the raw images "
+            msg += "(--input_size '[600,800]')."
+            raise ValueError(msg)
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
         path = super().to_onnx(export_root, model_file_name, input_size, **options)

@@ -1,21 +1,91 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Pre-processing that gives the same pixels in an exported graph as in the model.
+"""Pre-processing: images of true proportions, and the same pixels in an exported graph as in the model.
 
 anomalib switches antialiasing off for exports, so that an exported model sees other pixels than the one that was
 tested. Resizing is linear and separable: two matrix products do the same, exactly, in any runtime.
 """
 
+import math
+from functools import lru_cache
+from typing import Any
+
 import torch
 from anomalib.pre_processing import PreProcessor
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
+from torchvision.transforms.v2.functional import get_size
 
 from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "ExactPreProcessor", "resize_matrix"]
+__all__ = ["CLIP_MEAN", "CLIP_STD", "RESIZES", "ExactPreProcessor", "FittingResize", "KeepProportions", "resize_matrix"]
+
+RESIZES = ("squash", "keep")
+"""What becomes of an image's proportions: those of ``image_size``, as in the papers, or its own."""
+_NEAR = 0.2  # how far the number of patches may be from that of image_size
 
 _CUBIC = -0.5  # the a of Keys' kernel in PyTorch's antialiased resize; without antialiasing it takes -0.75
+
+
+class FittingResize(Resize):
+    """Antialiased bicubic resize to a size that depends on the image's.
+
+    anomalib resizes an image where it is read, and again in the batch: :meth:`fit` must leave its own results alone.
+
+    Args:
+        size: Height and width that stand for all others in log lines and anomalib's comparisons.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of these is resized to."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401  # images, masks, or structures of them
+        """Resize images, the first of the inputs, and masks (nearest) like them."""
+        size = self.fit(*get_size(inputs[0]))
+        return Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)(*inputs)
+
+
+class KeepProportions(FittingResize):
+    """Resize to about the number of patches of a given size, in the image's own proportions.
+
+    Of all grids whose number of patches is within a fifth of the wanted, the one nearest to the image's proportions is
+    taken. So a square image gets the size itself if that is square, and an image that was resized once stays as it is.
+
+    Args:
+        size: Height and width whose number of patches is wanted, multiples of ``patch_size``.
+        patch_size: Side of a patch in pixels.
+    """
+
+    def __init__(self, size: tuple[int, int], patch_size: int) -> None:
+        super().__init__(size)
+        self.patch_size = patch_size
+
+    def fit(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of these is resized to."""
+        rows, columns = _nearest_grid(height / width, self.size[0] * self.size[1] // self.patch_size**2)
+        return rows * self.patch_size, columns * self.patch_size
+
+
+@lru_cache(maxsize=1024)
+def _nearest_grid(proportion: float, count: int) -> tuple[int, int]:
+    """Rows and columns of about ``count`` patches whose quotient is next to ``proportion``."""
+    low, high = math.ceil((1 - _NEAR) * count), math.floor((1 + _NEAR) * count)
+    grids = [
+        (rows, min(max(int(rows / proportion) + more, -(-low // rows)), high // rows))
+        for rows in range(1, high + 1)
+        for more in (0, 1)
+        if -(-low // rows) <= high // rows
+    ]
+
+    def rank(grid: tuple[int, int]) -> tuple[float, int]:
+        # Several sizes may have the same proportions, and rounding must not choose among them.
+        return round(abs(math.log(grid[0] / grid[1] / proportion)), 9), abs(math.prod(grid) - count)
+
+    return min(grids, key=rank)
 
 
 class ExactPreProcessor(PreProcessor):
@@ -25,6 +95,20 @@ class ExactPreProcessor(PreProcessor):
     size becomes two matrices: constants where the input size is fixed, computed in the graph where it is not.
     """
 
+    @property
+    def fits_images(self) -> bool:
+        """Whether the size of an image after the resize depends on its size before."""
+        return any(isinstance(step, FittingResize) for step in getattr(self.transform, "transforms", ()))
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """What a checkpoint keeps; of a resize of ours nothing, for the model's arguments say it."""
+        return {} if self.fits_images else super().checkpoint_config()
+
+    def load_checkpoint_config(self, config: dict[str, Any]) -> None:
+        """Take the transform of a checkpoint that holds one."""
+        if "transform" in config:
+            super().load_checkpoint_config(config)
+
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Pre-process raw images ``[B, 3, H, W]`` in [0, 1]."""
         if self.transform is None:
@@ -32,7 +116,10 @@ class ExactPreProcessor(PreProcessor):
         if not torch.compiler.is_exporting():
             return self.transform(batch)
         for step in _normalize_first(self.transform):
-            batch = _resize(batch, *step.size) if _is_exact_resize(step) else step(batch)
+            if isinstance(step, FittingResize):
+                batch = _resize(batch, *step.fit(*batch.shape[-2:]))
+            else:
+                batch = _resize(batch, *step.size) if _is_exact_resize(step) else step(batch)
         return batch
 
 

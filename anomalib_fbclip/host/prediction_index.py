@@ -79,7 +79,7 @@ class PredictionIndex(Callback):
         self._asked, self._asked_all = predicted_files(trainer), reads_all(trainer)
         self._seen: set[str] = set()
         self._words: Counter[str] = Counter()
-        self._changed = skip_unreadable(trainer)
+        self._changed = skip_unreadable(trainer, one_size=getattr(pl_module, "fits_images", False))
         self._visualizer = getattr(pl_module, "visualizer", None)
         pictures = getattr(self._visualizer, "output_dir", None) or Path(trainer.default_root_dir) / "images"
         folder = self.dirpath or Path(pictures)

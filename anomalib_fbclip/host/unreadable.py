@@ -36,10 +36,16 @@ _STRETCH = 1.1
 
 
 class ReadableItems:
-    """Stands in for a data set's ``__getitems__``, which PyTorch's loader asks first: leaves out what fails."""
+    """Stands in for a data set's ``__getitems__``, which PyTorch's loader asks first: leaves out what fails.
 
-    def __init__(self, dataset: Any) -> None:  # noqa: ANN401  # any data set of files
+    Args:
+        dataset: Data set of files.
+        one_size: Refuse a batch of images of different sizes, of which anomalib would stretch all to the largest.
+    """
+
+    def __init__(self, dataset: Any, one_size: bool = False) -> None:  # noqa: ANN401  # any data set of files
         self.dataset = dataset
+        self.one_size = one_size
 
     def __call__(self, indices: Sequence[int]) -> list[Any]:
         """Items that could be read, in order."""
@@ -49,6 +55,8 @@ class ReadableItems:
                 items.append(read_item(self.dataset, index))
             except UNREADABLE:  # noqa: PERF203  # one bad file must not take the others with it
                 continue
+        if self.one_size:
+            check_one_size(items)
         return items
 
 
@@ -75,7 +83,24 @@ class NamedItems(ReadableItems):
             if not self._warned:
                 self._warned = _warn_of_stretched_mask(item)
             items.append(item)
+        if self.one_size:
+            check_one_size(items)
         return items
+
+
+def check_one_size(items: Sequence[Any]) -> None:
+    """Refuse to make a batch of images of different sizes.
+
+    Raises:
+        ValueError: If two sizes differ; both files are named.
+    """
+    for item in items:
+        if item.image.shape != items[0].image.shape:
+            both = [f"{str(i.image_path)!r} ({i.image.shape[-1]} x {i.image.shape[-2]})" for i in (items[0], item)]
+            msg = f"{' and '.join(both)} have different sizes after the resize, and one batch holds one size: give "
+            msg += "batches of one image (--data.train_batch_size 1 --data.eval_batch_size 1), or images of the same "
+            msg += "proportions."
+            raise ValueError(msg)
 
 
 class CollateSome:
@@ -130,8 +155,12 @@ def reads_all(trainer: Trainer) -> bool:
     return all(isinstance(getattr(loader, "sampler", None), plain) for loader in _loaders(trainer))
 
 
-def skip_unreadable(trainer: Trainer) -> list[Any]:
+def skip_unreadable(trainer: Trainer, one_size: bool = False) -> list[Any]:
     """Make the data loaders of a prediction that is about to start leave out what they cannot read.
+
+    Args:
+        trainer: Trainer of the prediction.
+        one_size: Also refuse batches of images of different sizes.
 
     Returns:
         list: The data sets that were changed, for :func:`restore`.
@@ -140,7 +169,7 @@ def skip_unreadable(trainer: Trainer) -> list[Any]:
     loaders, changed = [], []
     for loader in _loaders(trainer):
         if isinstance(loader, DataLoader) and files_of(loader.dataset) and _replaceable(loader.dataset):
-            loader.dataset.__getitems__ = ReadableItems(loader.dataset)
+            loader.dataset.__getitems__ = ReadableItems(loader.dataset, one_size)
             loader.collate_fn = CollateSome(loader.collate_fn)
             changed.append(loader.dataset)
             loaders.append(SkipEmpty(loader))
@@ -153,12 +182,13 @@ def skip_unreadable(trainer: Trainer) -> list[Any]:
     return changed
 
 
-def name_unreadable(trainer: Trainer, stage: str) -> list[Any]:
+def name_unreadable(trainer: Trainer, stage: str, one_size: bool = False) -> list[Any]:
     """Make the data sets of a run that is being set up name the files that they cannot read.
 
     Args:
         trainer: Trainer whose data module, if it has one, was set up.
         stage: ``fit``, ``validate`` or ``test``; nothing is done for ``predict``.
+        one_size: Also refuse batches of images of different sizes.
 
     Returns:
         list: The data sets that were changed, for :func:`restore`.
@@ -178,7 +208,7 @@ def name_unreadable(trainer: Trainer, stage: str) -> list[Any]:
             for name in ("dataset", "train_data", "val_data", "test_data"):
                 dataset = getattr(source, name, None)
                 if hasattr(getattr(dataset, "samples", None), "image_path") and _replaceable(dataset):
-                    dataset.__getitems__ = NamedItems(dataset)  # type: ignore[union-attr]
+                    dataset.__getitems__ = NamedItems(dataset, one_size)  # type: ignore[union-attr]
                     changed.append(dataset)
     return changed
 

@@ -29,10 +29,15 @@ def build(clip, seed=0, **arguments):
 
 
 @settings(max_examples=25, deadline=None)
-@given(batch=st.integers(1, 3), grid=st.integers(1, 8), window=st.sampled_from(WINDOWS), seed=st.integers(0, 99))
+@given(
+    batch=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    window=st.sampled_from(WINDOWS),
+    seed=st.integers(0, 99),
+)
 def test_aggregation(batch, grid, window, seed):
-    tokens = torch.randn(batch, 1 + grid**2, 16, generator=torch.Generator().manual_seed(seed))
-    assert_close(mixing(window)(tokens), aggregate(tokens, window), rtol=0, atol=2e-6)
+    tokens = torch.randn(batch, 1 + grid[0] * grid[1], 16, generator=torch.Generator().manual_seed(seed))
+    assert_close(mixing(window, grid)(tokens), aggregate(tokens, window, grid), rtol=0, atol=2e-6)
 
 
 def test_aggregation_by_hand():

@@ -4,6 +4,7 @@
 """The reduced form of every stage equals its literal form."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close
 
-from anomalib_fbclip.common.functional import grid_to_map, map_matrix
+from anomalib_fbclip.common.functional import grid_to_map, map_matrix, pair, upsample
 from anomalib_fbclip.fbclip import views
 from anomalib_fbclip.fbclip.attention import ForegroundBackgroundAttention
 from anomalib_fbclip.fbclip.background import background_prototype
@@ -52,8 +53,9 @@ MASKS = {"mixed": None, "foreground": 1.0, "background": 0.5}
 
 def tokens_and_mask(batch, grid, kind="mixed", width=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randn(batch, 1 + grid * grid, width, generator=generator)
-    mask = (torch.rand(batch, grid * grid, generator=generator) > 0.5) * 0.5 + 0.5
+    count = math.prod(pair(grid))
+    tokens = torch.randn(batch, 1 + count, width, generator=generator)
+    mask = (torch.rand(batch, count, generator=generator) > 0.5) * 0.5 + 0.5
     return tokens, mask if MASKS[kind] is None else torch.full_like(mask, MASKS[kind])
 
 
@@ -63,12 +65,17 @@ def tokens_and_mask(batch, grid, kind="mixed", width=16, seed=0):
     [(semantic_mixing, views.semantic_view), (spatial_mixing, views.spatial_view)],
 )
 @settings(max_examples=20, deadline=None)
-@given(batch=st.integers(1, 3), grid=st.integers(1, 9), kind=st.sampled_from(list(MASKS)), seed=st.integers(0, 99))
+@given(
+    batch=st.integers(1, 3),
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kind=st.sampled_from(list(MASKS)),
+    seed=st.integers(0, 99),
+)
 def test_views(fast, slow, dtype, batch, grid, kind, seed):
     tokens, mask = tokens_and_mask(batch, grid, kind, seed=seed)
-    view = fast(tokens.to(dtype), mask.to(dtype))(tokens.to(dtype))
+    view = fast(tokens.to(dtype), mask.to(dtype), grid)(tokens.to(dtype))
     assert view.dtype == dtype
-    expected = slow(tokens.to(dtype).float(), mask)
+    expected = slow(tokens.to(dtype).float(), mask, grid)
     assert_close(view.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 2)
 
 
@@ -158,7 +165,30 @@ def test_map_matrix(grid, size, sigma):
     )
 
 
-@pytest.mark.parametrize(("size", "batch", "layers"), [(40, 1, (1, 3)), (24, 3, (2,)), (8, 2, (1, 2, 3, 4))])
+def test_the_patches_of_a_column_do_not_see_those_of_the_next_one():
+    # A patch of the spatial view reads two rows and columns around it: on a grid of 3 x 7, and not of 7 x 3.
+    tokens, mask = tokens_and_mask(1, (3, 7), "foreground")
+    changed = tokens.clone()
+    changed[0, 1] += 1  # upper left
+    for form in (views.spatial_view, lambda *given: spatial_mixing(*given)(given[0])):
+        moved = (form(changed, mask, (3, 7)) - form(tokens, mask, (3, 7))).abs().amax(dim=-1)[0, 1:].view(3, 7) > 1e-4
+        assert moved.nonzero().amax(dim=0).tolist() == [2, 2]
+
+
+@settings(max_examples=15, deadline=None)
+@given(grid=st.tuples(st.integers(1, 9), st.integers(1, 9)), sigma=st.sampled_from([0, 2, 4]))
+def test_maps_of_any_proportions(grid, sigma):
+    grid_map, size = torch.rand(2, *grid), (8 * grid[0], 8 * grid[1])
+    expected = F.interpolate(grid_map[None], size=size, mode="bilinear", align_corners=False)[0].numpy()
+    if sigma:
+        expected = np.stack([gaussian_filter(m.astype(float), sigma, mode="reflect", truncate=4) for m in expected])
+    assert_close(upsample(grid_map, size, sigma).double().numpy(), expected.astype(float), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "layers"),
+    [(40, 1, (1, 3)), (24, 3, (2,)), (8, 2, (1, 2, 3, 4)), ((16, 40), 2, (1, 3)), ((40, 8), 1, (2, 4))],
+)
 @pytest.mark.parametrize("arguments", [{}, {"attention": False}, {"suppression": False}, {"views": ("sem",)}], ids=str)
 def test_whole_model_and_its_gradients(small_clip, size, batch, layers, arguments):
     settings = {"feature_layers": layers, "n_ctx": 3, **arguments}
@@ -166,7 +196,7 @@ def test_whole_model_and_its_gradients(small_clip, size, batch, layers, argument
     fast = FBCLIPModel(small_clip(), **settings).train()
     literal = FBCLIPModel(fast.clip, literal=True, **settings).train()
     literal.load_state_dict(fast.state_dict())
-    images = torch.randn(batch, 3, size, size)
+    images = torch.randn(batch, 3, *pair(size))
     found = []
     for model in (fast, literal):
         scores = model.score(images)
