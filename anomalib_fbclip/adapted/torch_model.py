@@ -275,7 +275,7 @@ class AdaptedCLIP(nn.Module, ABC):
     def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
         """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
         with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
-            return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma).to(grid_map.device))
+            return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma, grid_map.device))
 
     def remember(self, images: torch.Tensor, names: Sequence[str] = ()) -> None:
         """Fill the memory of a few-shot model with normal images, instead of those before.

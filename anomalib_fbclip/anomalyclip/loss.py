@@ -84,7 +84,7 @@ class AnomalyCLIPLoss(nn.Module):
             focal, dice = [], []
             for block in patch_probability.unbind(dim=1):
                 grid = tokens_to_grid(block)  # [B, g, g]
-                abnormal = grid_to_map(grid, map_matrix(grid.shape[-1], size[-1], sigma=0).to(grid.device))  # [B, H, W]
+                abnormal = grid_to_map(grid, map_matrix(grid.shape[-1], size[-1], 0, grid.device))  # [B, H, W]
                 focal.append(focal_loss(abnormal, target, self.focal_gamma))
                 dice.append(dice_loss(abnormal, target) + dice_loss(1 - abnormal, 1 - target))
             parts["focal"] = self.local_weight * torch.stack(focal).sum()

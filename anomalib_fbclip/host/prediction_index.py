@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from .post_processing import on_host
 from .processes import gather
 from .unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
 from .verdicts import is_calibrated, is_command_line, judge
@@ -103,8 +104,9 @@ class PredictionIndex(Callback):
         """Write the rows of a batch, as the post-processor left it."""
         del trainer, outputs, batch_idx, dataloader_idx
         threshold = getattr(pl_module.post_processor, "normalized_image_threshold", None)
+        threshold = None if threshold is None else round(float(threshold), 6)
         calibrated = is_calibrated(pl_module.post_processor)
-        for item in batch:
+        for item in on_host(batch):
             verdict = judge(item, calibrated)
             self._words.update([verdict.word, *([_DISAGREE] if verdict.note else [])])
             row: dict[str, str | float | None] = dict.fromkeys(COLUMNS)
@@ -112,7 +114,7 @@ class PredictionIndex(Callback):
             row["score"] = round(float(item.pred_score), 6)
             row["label"] = verdict.label
             row["note"] = verdict.note or None
-            row["threshold"] = None if threshold is None else round(float(threshold), 6)
+            row["threshold"] = threshold
             row["map_max"] = None if item.anomaly_map is None else round(float(item.anomaly_map.max()), 6)
             row["picture"] = self._picture(item.image_path)
             self._write(row)
