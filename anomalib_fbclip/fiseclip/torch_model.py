@@ -263,6 +263,7 @@ class FiSeCLIPModel(nn.Module):
             stages.pred_score = image_score(class_probability, stages.grid_map, self.class_weight)
         return stages
 
+    @torch.compiler.assume_constant_result  # nothing is trained, and a compiled graph cannot tokenise
     def text_features(self, class_name: str) -> torch.Tensor:
         """Normal and abnormal text feature ``[2, d]``, computed once for each name."""
         if class_name not in self._text_features:

@@ -242,6 +242,33 @@ def test_a_batch_of_any_size_waits_for_the_device_twice_at_most(name, size, buil
 
 
 @every_model
+def test_a_model_built_in_inference_mode_works_and_trains(name, build, engine, surfaces) -> None:
+    with torch.inference_mode():
+        model = build(name, **({"weights": None} if name in ADAPTED else {}))
+        model.eval().model(torch.rand(2, 3, 56, 56))
+    engine(max_epochs=1, num_sanity_val_steps=0).train(model, datamodule=surfaces(train_anomalous=True))
+    assert 0 < model.thresholds["image"] < 1
+
+
+@every_model
+def test_compiled_as_one_graph_it_gives_the_same(name, build) -> None:
+    model = build(name).eval()
+    batches = torch.rand(3, 2, 3, 56, 56).unbind()  # one after the other, for a model that remembers
+    with torch.no_grad():
+        expected = [model.model(batch) for batch in batches]
+        model = build(name).eval()
+        compiled = torch.compile(model.model, fullgraph=True, backend="eager")
+        for batch, (score, _, grid_map, _) in zip(batches, expected, strict=True):
+            found = compiled(batch)
+            assert_close(found.pred_score, score, rtol=0, atol=1e-5)
+            assert_close(found.anomaly_map, grid_map, rtol=0, atol=1e-5)
+        # A graph cannot raise, so the module, which is not compiled, looks at the pixels.
+        model.model = compiled
+        with pytest.raises(ValueError, match="NaN"):
+            model.predict_step(ImageBatch(image=batch / 0), 0)
+
+
+@every_model
 def test_predict_gives_a_row_and_an_image_for_each_file(name, build, folder, engine, tmp_path) -> None:
     batches = engine().predict(build(name, threshold=0.4), data_path=folder)
     assert len(batches) == 8
