@@ -42,6 +42,8 @@ _VERSIONS = {FORMAT: FORMAT_VERSION, LINE_FORMAT: LINE_VERSION}
 MEMORY = "memory."
 """Prefix of the tensors that a line file holds beside the trained ones."""
 
+_OF_NORMAL = {"pictures", "false_alarm_rate", "expected_rate", "interval"}
+"""What thresholds from normal images hold beside the numbers and their origin."""
 _MAY_DIFFER = ("image_size", "smoothing_sigma")
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -363,14 +365,36 @@ def _check_metadata(metadata: AdapterMetadata) -> None:
         if len(colours) != 3 or not all(type(value) is float and 0 <= value <= 1 for value in colours):
             msg = f"{key}={colours!r} in its metadata, expected three numbers from 0 to 1, one for each colour"
             raise ValueError(msg)
+    _check_thresholds(metadata)
+
+
+def _check_thresholds(metadata: AdapterMetadata) -> None:
+    """Refuse thresholds that the post-processor could not take, by the name of what is wrong with them."""
     thresholds = metadata.get("thresholds")
     if thresholds is None:
         return
-    numbers = [thresholds.get(name) for name in ("image", "pixel")]
-    fine = all(isinstance(number, (int, float)) and 0 <= number <= 1 for number in numbers)
-    if not fine or not isinstance(thresholds.get("origin"), str) or "image_size" not in metadata:
-        msg = f"thresholds={thresholds!r} in its metadata: expected image, pixel from 0 to 1, origin, and an image_size"
+    wrong = []
+    for name in ("image", "pixel"):
+        number = thresholds.get(name)
+        if not _is_number(number) or not 0 <= number <= 1:
+            wrong.append(f"{name}={number!r} is no number from 0 to 1")
+    if not isinstance(thresholds.get("origin"), str):
+        wrong.append(f"origin={thresholds.get('origin')!r} is no text")
+    for name in sorted(thresholds.keys() - {"image", "pixel", "origin"}):
+        value = thresholds[name]
+        if name not in _OF_NORMAL:
+            wrong.append(f"{name}={value!r} is not known")
+        elif not all(map(_is_number, value if name == "interval" and isinstance(value, list) else [value])):
+            wrong.append(f"{name}={value!r} is no number")
+    if "image_size" not in metadata:
+        wrong.append("image_size is missing beside them")
+    if wrong:
+        msg = f"thresholds in its metadata: {'; '.join(wrong)}"
         raise ValueError(msg)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in {int, float}  # in Python, but not in JSON, True is a number
 
 
 def check_model(metadata: AdapterMetadata, model: str, path: str) -> None:

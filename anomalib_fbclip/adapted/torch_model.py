@@ -250,7 +250,7 @@ class AdaptedCLIP(nn.Module, ABC):
         text_features = self.text_features()
         blocks = self.encode_image(images) if tokens is None else list(tokens)
         grid = self.clip.grid_of_images(images)
-        together = torch.is_grad_enabled() or torch.compiler.is_exporting() or images.device.type != "cpu"
+        together = torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu"
         if together or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
             return self._score_blocks(blocks, text_features, grid)
         size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
@@ -280,7 +280,8 @@ class AdaptedCLIP(nn.Module, ABC):
         if torch.compiler.is_exporting() and not self.training and self._text_cache is not None:
             # An exported graph sees images only: the text tower becomes a constant of it.
             return self._text_cache[1]
-        if self.training:
+        if self.training or torch.compiler.is_compiling():
+            # A compiled graph cannot look whether a parameter has changed.
             return self.encode_text()
         state = self._text_state()
         if torch.is_grad_enabled() or self._text_cache is None or self._text_cache[0] != state:

@@ -43,9 +43,8 @@ def alignment(tokens: torch.Tensor, defective: torch.Tensor) -> torch.Tensor:
     """Fast form of :func:`pairwise_alignment`."""
     groups = torch.stack((1 - defective, defective), dim=1)  # [B, 2, L]
     sizes = groups.sum(dim=-1)  # [B, 2]
-    unlike_pairs = (2 * sizes.prod(dim=-1)).sum()
-    if not unlike_pairs > 0:
-        return tokens.sum() * 0
+    # Without unlike pairs their sum of cosines is 0, and with it the result: no branch that waits for the device.
+    unlike_pairs = (2 * sizes.prod(dim=-1)).sum().clamp(min=1)
     sums = groups[:, None] @ F.normalize(tokens, dim=-1)  # [B, M, 2, d]
     normal, abnormal = sums.unbind(dim=2)
     unlike = 2 * (normal * abnormal).sum(dim=(0, 2)) / unlike_pairs  # [M]

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from anomalib_fbclip.common.console import escape_what_cannot_be_shown
+
 COMMANDS = {
     "calibrate": "anomalib_fbclip.commands.calibrate:main",
     "convert": "anomalib_fbclip.commands.convert:main",
@@ -34,6 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         int: Exit code of the command.
     """
+    escape_what_cannot_be_shown()
     parser = argparse.ArgumentParser(
         prog="anomalib-fbclip",
         description="Commands of anomalib-fbclip. Training, testing, predicting and exporting are anomalib's: "

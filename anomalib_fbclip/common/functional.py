@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 Grid = tuple[int, int]
 """Patches of an image: rows and columns."""
@@ -62,7 +62,8 @@ def min_max_normalize(values: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     return (values - low) / (high - low).clamp(min=eps)
 
 
-def map_matrix(grid: int, size: int, sigma: float) -> torch.Tensor:
+@torch.compiler.assume_constant_result
+def map_matrix(grid: int, size: int, sigma: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """Matrix of the way from patch grid to image along one axis: ``map = rows @ grid_map @ columns.T``.
 
     Bilinear up-sampling (``align_corners=False``) and Gaussian smoothing (cut at four sigma, border mirrored with the
@@ -72,30 +73,43 @@ def map_matrix(grid: int, size: int, sigma: float) -> torch.Tensor:
         grid: Patches along one side.
         size: Pixels along one side.
         sigma: Standard deviation in pixels of the map; 0 leaves the smoothing out.
+        device: Where the matrix is; made once for each device, as a copy to a GPU would wait for it.
 
     Returns:
-        torch.Tensor: ``[size, grid]`` in float32, rows summing to 1.
+        torch.Tensor: ``[size, grid]`` in float32, rows summing to 1; shared, so not to be changed in place.
     """
-    return _map_matrix(grid, size, float(sigma)).clone()
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # what is made there belongs to the recorded graph
+        return torch.from_numpy(_map_values(grid, size, float(sigma)).copy()).to(device)
+    return _map_matrix(grid, size, float(sigma), torch.device(device))
 
 
-@lru_cache(maxsize=16)
-def _map_matrix(grid: int, size: int, sigma: float) -> torch.Tensor:
-    identity = torch.eye(grid, dtype=torch.float64)[None]
-    upsample = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
-    return (_gaussian_matrix(size, sigma) @ upsample).float() if sigma > 0 else upsample.float()
+@lru_cache(maxsize=64)
+def _map_matrix(grid: int, size: int, sigma: float, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(mode=False):  # a tensor of inference mode cannot be used in training later
+        return torch.from_numpy(_map_values(grid, size, sigma).copy()).to(device)
 
 
-def _gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
+@lru_cache(maxsize=64)
+def _map_values(grid: int, size: int, sigma: float) -> np.ndarray:
+    place = np.clip((np.arange(size) + 0.5) * (grid / size) - 0.5, 0, None)
+    low = np.minimum(place.astype(int), grid - 1)
+    upsample, rows = np.zeros((size, grid)), np.arange(size)
+    np.add.at(upsample, (rows, low), 1 - (place - low))
+    np.add.at(upsample, (rows, np.minimum(low + 1, grid - 1)), place - low)
+    return (_gaussian_matrix(size, sigma) @ upsample if sigma > 0 else upsample).astype(np.float32)
+
+
+def _gaussian_matrix(size: int, sigma: float) -> np.ndarray:
     radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1)
-    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
-    source = torch.arange(size)[:, None] + offsets
     # A mirrored border of period 2 * size holds for kernels that are wider than the map, too.
-    source = source.remainder(2 * size)
-    source = torch.where(source < size, source, 2 * size - 1 - source)
-    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, kernel.expand(size, -1).contiguous())
+    source = (np.arange(size)[:, None] + offsets) % (2 * size)
+    source = np.where(source < size, source, 2 * size - 1 - source)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], source), kernel)
+    return matrix
 
 
 def grid_to_map(grid_map: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
@@ -125,7 +139,7 @@ def upsample(grid_map: torch.Tensor, size: int | Sequence[int], sigma: float) ->
         torch.Tensor: ``[B, H, W]``.
     """
     sides = zip(grid_map.shape[-2:], pair(size), strict=True)
-    return grid_to_map(grid_map, *(map_matrix(grid, side, sigma).to(grid_map.device) for grid, side in sides))
+    return grid_to_map(grid_map, *(map_matrix(grid, side, sigma, grid_map.device) for grid, side in sides))
 
 
 def tokens_to_grid(values: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from anomalib.data import DatasetItem, ImageItem
@@ -14,6 +15,7 @@ from anomalib.data.utils import LabelName, Split, TestSplitMode, ValSplitMode, r
 from pandas import DataFrame
 from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import Transform
 from torchvision.tv_tensors import Mask
 
 from anomalib_fbclip.registration import register_datamodules
@@ -54,6 +56,8 @@ def make_labelled_samples(
     abnormal: Sequence[Path],
     masks: Sequence[Path] = (),
     mask_suffix: str = "",
+    extensions: Sequence[str] = IMG_EXTENSIONS,
+    split: Split = Split.TEST,
 ) -> DataFrame:
     """List the images of some folders; the label of an image is the name of its folder.
 
@@ -65,6 +69,8 @@ def make_labelled_samples(
         abnormal: Folders of anomalous images.
         masks: Folders of masks: as many as ``abnormal``, or one for all. None: there are no masks.
         mask_suffix: What a mask's name has after the name of its image, such as ``_Segmentation``.
+        extensions: Files with other extensions are passed over.
+        split: What the images are for.
 
     Returns:
         Columns ``image_path, label, label_index, mask_path, split``.
@@ -72,11 +78,13 @@ def make_labelled_samples(
     Raises:
         FileNotFoundError: If a folder is missing or empty, a link leads nowhere, or an anomalous image has no mask.
     """
-    rows = [(path, folder.name, LabelName.NORMAL, "") for folder in normal for path in _pictures(root / folder)]
+    rows = [
+        (path, folder.name, LabelName.NORMAL, "") for folder in normal for path in _pictures(root / folder, extensions)
+    ]
     folders = list(masks) if len(masks) != 1 else list(masks) * len(abnormal)
     for index, folder in enumerate(abnormal):
-        pictures = _pictures(root / folder)
-        named = {path.stem: path for path in _pictures(root / folders[index])} if folders else {}
+        pictures = _pictures(root / folder, extensions)
+        named = {path.stem: path for path in _pictures(root / folders[index], extensions)} if folders else {}
         missing = [path.name for path in pictures if folders and path.stem + mask_suffix not in named]
         if missing:
             msg = (
@@ -87,7 +95,7 @@ def make_labelled_samples(
         for path in pictures:
             mask = str(named[path.stem + mask_suffix]) if folders else ""
             rows.append((path, folder.name, LabelName.ABNORMAL, mask))
-    return samples_from_rows(rows)
+    return samples_from_rows(rows, split)
 
 
 def samples_from_rows(rows: Sequence[tuple[Path, str, LabelName, str]], split: Split = Split.TEST) -> DataFrame:
@@ -110,6 +118,8 @@ class TestOnlyDataModule(AnomalibDataModule):
         category: What the images show; models with prompts for each class, such as WinCLIP, read it.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
+        val_split_mode: See anomalib's data modules.
+        **kwargs: Further arguments of anomalib's data modules.
     """
 
     def __init__(
@@ -118,13 +128,16 @@ class TestOnlyDataModule(AnomalibDataModule):
         category: str = "",
         eval_batch_size: int = 32,
         num_workers: int = 0,
+        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
+        **kwargs: Any,  # noqa: ANN401  # of any type
     ) -> None:
+        kwargs.setdefault("train_batch_size", eval_batch_size)
         super().__init__(
-            train_batch_size=eval_batch_size,
             eval_batch_size=eval_batch_size,
             num_workers=num_workers,
             test_split_mode=TestSplitMode.NONE,
-            val_split_mode=ValSplitMode.SAME_AS_TEST,
+            val_split_mode=val_split_mode,
+            **kwargs,
         )
         self.root = Path(root).expanduser()
         self.category = category
@@ -133,11 +146,13 @@ class TestOnlyDataModule(AnomalibDataModule):
         """Keep the images as they are: without normal ones, anomalib would look for some in a train split."""
 
     def train_dataloader(self) -> DataLoader:
-        """There is none.
+        """The images to train on, where there are some.
 
         Raises:
-            ValueError: Always, with what to do instead.
+            ValueError: If there are none, with what to do instead.
         """
+        if hasattr(self, "train_data"):
+            return super().train_dataloader()
         msg = (
             f"{self.name} has no train split. Test a zero-shot model on it, or take it as the source of "
             f"AuxiliaryTransfer, which trains on labelled images."
@@ -149,8 +164,9 @@ class LabelledFolder(TestOnlyDataModule):
     """Your own images, or any data set in folders, to test on: good ones, defective ones, masks.
 
     Where anomalib's ``Folder`` trains on the good images and cannot do without them, this takes every image for
-    the test. Without masks the pixel metrics are missing. Without good images, or without defective ones, the image
-    metrics are not defined: NaN with ``metrics="full"``, zero with anomalib's own; the models of this package warn.
+    the test; a model that must be trained on good images gets them from ``train_dir``. Without masks the pixel metrics
+    are missing. Without good images, or without defective ones, the image metrics are not defined: NaN with
+    ``metrics="full"``, zero with anomalib's own; the models of this package warn.
 
     Args:
         root: Folder that the others lie in.
@@ -165,9 +181,21 @@ class LabelledFolder(TestOnlyDataModule):
         category: What the images show; models with prompts for each class, such as WinCLIP, read it.
         eval_batch_size: Batch size of validation and test.
         num_workers: Workers of the data loaders.
+        train_dir: Folder of good images to train on, or several. ``None``: there is no train split.
+        extensions: Extensions of the images to read, such as ``(".png",)``. ``None``: all that anomalib reads.
+        train_batch_size: Batch size of training.
+        train_augmentations: Applied to the images to train on. ``None``: ``augmentations``.
+        val_augmentations: Applied to the images to validate on. ``None``: ``augmentations``.
+        test_augmentations: Applied to the images to test on. ``None``: ``augmentations``.
+        augmentations: Transform of torchvision for what has none of its own.
+        val_split_mode: Where validation images come from: ``same_as_test``, ``from_test``, ``none``; with ``train_dir``
+            also ``from_train`` and ``synthetic``.
+        val_split_ratio: Share that ``from_test``, ``from_train`` and ``synthetic`` take.
+        seed: Of that choice.
 
     Raises:
-        ValueError: If there is neither ``normal_dir`` nor ``abnormal_dir``, or the folders do not match.
+        ValueError: If there is neither ``normal_dir`` nor ``abnormal_dir``, the folders do not match, or a validation
+            split is to be taken from a train split that is not there.
 
     Example:
         >>> from anomalib_fbclip import LabelledFolder
@@ -186,9 +214,36 @@ class LabelledFolder(TestOnlyDataModule):
         category: str = "",
         eval_batch_size: int = 32,
         num_workers: int = 0,
+        train_dir: Folders = None,
+        extensions: Sequence[str] | None = None,
+        train_batch_size: int = 32,
+        train_augmentations: Transform | None = None,
+        val_augmentations: Transform | None = None,
+        test_augmentations: Transform | None = None,
+        augmentations: Transform | None = None,
+        val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
+        val_split_ratio: float = 0.5,
+        seed: int | None = None,
     ) -> None:
         self._name = name or Path(root).expanduser().resolve().name
-        super().__init__(root, category, eval_batch_size, num_workers)
+        super().__init__(
+            root,
+            category,
+            eval_batch_size,
+            num_workers,
+            val_split_mode,
+            train_batch_size=train_batch_size,
+            train_augmentations=train_augmentations,
+            val_augmentations=val_augmentations,
+            test_augmentations=test_augmentations,
+            augmentations=augmentations,
+            val_split_ratio=val_split_ratio,
+            seed=seed,
+        )
+        self.train_dirs, self.extensions = _as_paths(train_dir), tuple(extensions or IMG_EXTENSIONS)
+        if self.val_split_mode in {ValSplitMode.FROM_TRAIN, ValSplitMode.SYNTHETIC} and not self.train_dirs:
+            msg = f"val_split_mode={str(self.val_split_mode.value)!r} takes good images to train on: give train_dir."
+            raise ValueError(msg)
         self.normal_dirs, self.abnormal_dirs, self.mask_dirs = map(_as_paths, (normal_dir, abnormal_dir, mask_dir))
         self.mask_suffix = mask_suffix
         self.mask_threshold = mask_threshold
@@ -214,8 +269,19 @@ class LabelledFolder(TestOnlyDataModule):
             self.abnormal_dirs,
             self.mask_dirs,
             self.mask_suffix,
+            self.extensions,
         )
         self.test_data = LabelledFolderDataset(samples, self.mask_threshold)
+        if self.train_dirs:
+            samples = make_labelled_samples(
+                self.root,
+                self.train_dirs,
+                abnormal=(),
+                extensions=self.extensions,
+                split=Split.TRAIN,
+            )
+            samples.attrs["task"] = self.test_data.samples.attrs["task"]
+            self.train_data = LabelledFolderDataset(samples)
 
 
 def _as_paths(folders: Folders) -> list[Path]:
@@ -224,17 +290,17 @@ def _as_paths(folders: Folders) -> list[Path]:
     return [Path(folders)] if isinstance(folders, (str, Path)) else [Path(folder) for folder in folders]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _pictures(folder: Path, extensions: Sequence[str] = IMG_EXTENSIONS) -> list[Path]:
     if not folder.is_dir():
         msg = f"{str(folder)!r} is no folder: check root and the names of the folders below it."
         raise FileNotFoundError(msg)
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir())
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in extensions and not path.is_dir())
     broken = [path for path in paths if not path.exists()]
     if broken:
         msg = f"{len(broken)} links in {str(folder)!r} lead nowhere, such as {broken[0].name}: mend or remove them."
         raise FileNotFoundError(msg)
     if not paths:
-        msg = f"{str(folder)!r} holds no images ({', '.join(IMG_EXTENSIONS)})."
+        msg = f"{str(folder)!r} holds no images ({', '.join(extensions)})."
         raise FileNotFoundError(msg)
     return paths
 

@@ -39,6 +39,7 @@ class PictureFolder(PredictDataset):
         if not path.exists():
             msg = f"path={str(path)!r} does not exist: give an image or a folder of images."
             raise FileNotFoundError(msg)
+        self.path = path
         files = [path] if path.is_file() else sorted(path.glob("**/*"))
         self.image_filenames = [file for file in files if is_image_file(file)]
         self.transform = transform

@@ -125,7 +125,7 @@ class ForegroundBackgroundAttention(nn.Module):
         del hidden
         bias = self.foreground.to_out.bias + self.background.to_out.bias
         # A graph of few large nodes is written, loaded and run faster than one of many small ones.
-        together = tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_exporting()
+        together = tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
         at_once = 2 * HEADS if together else HEADS_AT_ONCE
         attended: list[list[torch.Tensor]] = [[] for _ in mixings]  # for each view the heads, [B, N, h * 64]
         outs = []

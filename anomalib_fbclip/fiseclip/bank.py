@@ -17,15 +17,23 @@ class Reference:
         patches: Patch tokens of the matched blocks ``[P, S, L, D]``.
         kept: What may serve as a reference ``[P, L]``.
         distances: Weighted distances ``[P, L]`` that the image had when it was seen; NaN where it had no reference.
+        present: Rows that count ``[P]``; ``None``: all. Double images are marked and not cut out, for the number that
+            is left would have to be read from the device.
     """
 
     keys: torch.Tensor
     patches: torch.Tensor
     kept: torch.Tensor
     distances: torch.Tensor
+    present: torch.Tensor = None  # type: ignore[assignment]  # made in __post_init__
+
+    def __post_init__(self) -> None:
+        """Let all rows count where nothing else is said."""
+        if self.present is None:
+            self.present = torch.ones_like(self.keys, dtype=torch.bool)
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of rows."""
         return len(self.keys)
 
     def __getitem__(self, index: torch.Tensor | slice) -> "Reference":
@@ -40,6 +48,16 @@ class Reference:
                 for field in fields(self)
             ),
         )
+
+    def without(self, keys: torch.Tensor) -> "Reference":
+        """The same rows; images of these contents do not count."""
+        present = self.present & ~torch.isin(self.keys, keys.to(self.keys.device))
+        return Reference(self.keys, self.patches, self.kept, self.distances, present)
+
+    def first(self, number: int) -> "Reference":
+        """The first rows that count, at most this many, in their order; others behind them if there are fewer."""
+        order = self.present.argsort(descending=True, stable=True)
+        return self[order[:number]]
 
 
 class ReferenceBank:
@@ -58,7 +76,7 @@ class ReferenceBank:
 
     def __len__(self) -> int:
         """Images in the bank, of all categories."""
-        return sum(len(images) for images in self._images.values())
+        return sum(int(images.present.sum()) for images in self._images.values())
 
     def get(self, category: str) -> Reference | None:
         """Images of a category, newest first; ``None`` where there are none."""
@@ -68,24 +86,29 @@ class ReferenceBank:
         """Take in a batch. An image that is in the bank already becomes new again and is not kept twice."""
         if self.size == 0:
             return
-        new = batch[first_of_each(batch.keys)]
+        keys, order = batch.keys.sort(stable=True)
+        new = batch[order]
+        new.present = is_first(keys)
         old = self._images.get(category)
         if old is not None:
-            new += old[~torch.isin(old.keys, new.keys)]
+            new += old.without(new.keys)
         # A copy, so that a view does not keep the whole batch in memory.
-        self._images[category] = new[torch.arange(min(self.size, len(new)), device=new.keys.device)]
+        self._images[category] = new.first(self.size)
 
     def clear(self) -> None:
         """Forget all images."""
         self._images.clear()
 
 
+def is_first(ordered: torch.Tensor) -> torch.Tensor:
+    """Which of ascending keys is the first of its value."""
+    return torch.cat((torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]))
+
+
 def first_of_each(keys: torch.Tensor) -> torch.Tensor:
     """Places of the first image of each content, in the order of the keys."""
     ordered, order = keys.sort(stable=True)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return order[first]
+    return order[is_first(ordered)]
 
 
 def content_keys(images: torch.Tensor) -> torch.Tensor:

@@ -35,14 +35,14 @@ def normal_limit(distances: torch.Tensor, deviations: float) -> torch.Tensor:
     Both medians stay where they are as long as less than half of the patches are anomalous.
 
     Args:
-        distances: Weighted distances of all images at hand ``[P, L]``.
+        distances: Weighted distances of all images at hand ``[P, L]``; NaN for those that have none.
         deviations: How many (robust) standard deviations above the median.
 
     Returns:
-        torch.Tensor: Scalar, at least :data:`MIN_DISTANCE`.
+        torch.Tensor: Scalar, at least :data:`MIN_DISTANCE`; NaN where all are.
     """
-    median = distances.median()
-    spread = (distances - median).abs().median()
+    median = distances.nanmedian()
+    spread = (distances - median).abs().nanmedian()
     return (median + deviations * 1.4826 * spread).clamp(min=MIN_DISTANCE)
 
 

@@ -143,7 +143,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         self.shuffle = shuffle
         self.seed = seed
         self.reference_source = str(reference_source) if reference_source is not None else None
-        self._evidence: list[tuple[float, float]] = []
+        self._evidence: list[torch.Tensor] = []
         self._category = DEFAULT_CLASS
         self._categories: dict[str, str] = {}
 
@@ -307,9 +307,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
         stages = self.model.analyse(batch.image, categories)
-        matched = stages.num_references > 0
-        text, distance = stages.refined_map.amax(dim=1)[matched], stages.distances.amax(dim=1)[matched]
-        self._evidence += list(zip(text.tolist(), distance.tolist(), strict=True))
+        evidence = (stages.refined_map.amax(dim=1), stages.distances.amax(dim=1), stages.num_references)
+        self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait for it
         return batch.update(**self.model.predict(stages, batch.image.shape[-2:])._asdict())
 
     def _warn_of_own_outlier(self) -> None:
@@ -319,9 +318,12 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         good images are those that match nowhere. The text does not depend on the references, and tells.
         """
         evidence, self._evidence = self._evidence, []
-        if len(evidence) < LEAST_IMAGES:
+        if not evidence:
             return
-        text, distance = (torch.tensor(values) for values in zip(*evidence, strict=True))
+        text, distance, references = torch.cat(evidence, dim=1).cpu()
+        text, distance = text[references > 0], distance[references > 0]
+        if len(text) < LEAST_IMAGES:
+            return
         agreement = float(spearman_corrcoef(text, distance))
         if agreement < CONTRADICTION:
             logger.warning(
@@ -329,7 +331,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 "least (rank correlation %.2f over %d images). Most of them may be anomalous, or of another kind, and "
                 "the scores inverted: give reference_source, a folder of good images.",
                 agreement,
-                len(evidence),
+                len(text),
             )
 
 

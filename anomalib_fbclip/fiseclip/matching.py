@@ -19,6 +19,7 @@ BLOCK_ELEMENTS = 1 << 22
 
 PAPER_GRID = 37
 NEIGHBOURHOODS = (1, 3, 5)
+_BILLION = 10**9
 
 
 def relative_neighbourhoods(grid: int | Grid) -> tuple[int, ...]:
@@ -133,8 +134,9 @@ def mean_of_smallest(distances: torch.Tensor, valid: torch.Tensor, share: float)
         torch.Tensor: ``[B, L]``; 0 for an image without any reference.
     """
     number = valid.sum(dim=1)
-    # In double precision, which not every device has, and with a margin, for a third of 30 must be 10 and not 11.
-    count = (share * number.cpu().double() - 1e-6).ceil().clamp(min=1).long().to(number.device)
+    # In whole billionths, for float32 would take 10 of 30 times 0.3, not every device has double precision, and a way
+    # over the host would wait for the device. A thousand of them are a margin for shares such as a third.
+    count = ((number * round(share * _BILLION) + _BILLION - 1001) // _BILLION).clamp(min=1)
     ordered = distances.masked_fill(~valid[..., None], torch.inf).sort(dim=1).values
     taken = torch.arange(distances.shape[1], device=distances.device) < torch.minimum(count, number)[:, None]
     return ordered.masked_fill(~taken[..., None], 0).sum(dim=1) / count[:, None]

@@ -203,7 +203,7 @@ class FiSeCLIPModel(nn.Module):
     def _rate(self, images: Reference, pool: Reference) -> Reference:
         """Weighted distances of references by each other, which the limit of the scale is from."""
         with torch.autocast(images.patches.device.type, enabled=False):
-            valid = images.keys[:, None] != pool.keys
+            valid = (images.keys[:, None] != pool.keys) & pool.present
             weighted = weigh_by_text(self._distances(images, pool, valid), images.distances, self.text_weight)
             images.distances = weighted.masked_fill(~valid.any(dim=1)[:, None], torch.nan)
         return images
@@ -233,7 +233,6 @@ class FiSeCLIPModel(nn.Module):
     @torch.no_grad()
     def analyse(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> FiSeStages:
         """The method up to the patch map, with the tensors of every stage; the images enter the bank."""
-        check_finite(images)
         if categories is not None and len(categories) != len(images):
             msg = f"{len(categories)} categories for {len(images)} images: give one an image, or None."
             raise ValueError(msg)
@@ -256,15 +255,24 @@ class FiSeCLIPModel(nn.Module):
                 pred_score=class_probability,
             )
             # A recorded graph has no memory and must not depend on the images that it was recorded with.
+            seen: dict[str, Reference] = {}
             if self.matching and not is_exporting():
-                keys = content_keys(images)
+                everything = Reference(content_keys(images), patches, kept, refined)
                 names = [DEFAULT_CLASS] * len(images) if categories is None else list(categories)
                 for name in dict.fromkeys(names):
-                    here = torch.tensor([place for place, other in enumerate(names) if other == name])
-                    self._match(name, here.to(images.device), Reference(keys, patches, kept, refined), stages)
+                    places = [place for place, other in enumerate(names) if other == name]
+                    # Of one category, as nearly always, without a list of places, which would be copied to the device.
+                    one = len(places) == len(names)
+                    here = slice(None) if one else torch.tensor(places, device=images.device)
+                    seen[name] = self._match(name, here, everything, stages)
+            self._check(images, stages, alone=bool(seen))
+            for name, batch in seen.items():
+                if name not in self.sample:
+                    self.bank.add(name, batch)
             stages.pred_score = image_score(class_probability, stages.grid_map, self.class_weight)
         return stages
 
+    @torch.compiler.assume_constant_result  # nothing is trained, and a compiled graph cannot tokenise
     def text_features(self, class_name: str) -> torch.Tensor:
         """Normal and abnormal text feature ``[2, d]``, computed once for each name."""
         if class_name not in self._text_features:
@@ -316,21 +324,20 @@ class FiSeCLIPModel(nn.Module):
             raise ValueError(msg)
         self._grid = grid
 
-    def _match(self, category: str, here: torch.Tensor, images: Reference, stages: FiSeStages) -> None:
-        """Match the images at places ``here``, all of one category, and fill in their rows of ``stages``."""
+    def _match(self, category: str, here: torch.Tensor | slice, images: Reference, stages: FiSeStages) -> Reference:
+        """Match the images at places ``here``, all of one category, fill in their rows of ``stages``, return them."""
         batch = images[here]
         pool, sample = batch, self.sample.get(category)
         earlier = self.bank.get(category) if sample is None else sample
         if earlier is not None:
             if sample is None:
                 # The newest that are not in this batch, as many as the batch lacks.
-                others = earlier[~torch.isin(earlier.keys.to(batch.keys.device), batch.keys)]
-                earlier = others[torch.arange(min(len(others), max(0, self.bank.size - len(batch) + 1)))]
+                earlier = earlier.without(batch.keys).first(max(0, self.bank.size - len(batch) + 1))
             pool = batch + earlier
         if self.trusted is not None:
             pool = pool + self.trusted  # += would add to the batch
         # An image is no reference of its own double.
-        valid = batch.keys[:, None] != pool.keys
+        valid = (batch.keys[:, None] != pool.keys) & pool.present
         if sample is not None:
             valid[:, : len(batch)] = False
         stages.num_references[here] = valid.sum(dim=1)
@@ -338,25 +345,21 @@ class FiSeCLIPModel(nn.Module):
         weighted = weigh_by_text(distances, stages.refined_map[here], self.text_weight)
         matched = valid.any(dim=1)
         batch.distances = weighted.masked_fill(~matched[:, None], torch.nan)
-        if sample is None:
-            self.bank.add(category, batch)
-        if not matched.all():
-            self._warn_alone()
-        known = pool.distances[len(batch) :]
+        known = pool.distances[len(batch) :].masked_fill(~pool.present[len(batch) :, None], torch.nan)
         if sample is None:
             known = torch.cat((batch.distances, known))
-        known = known[~known.isnan().any(dim=1)]
-        if not len(known):
-            return
-        limit = normal_limit(known, self.deviations)
-        stages.distances[here], stages.weighted[here] = distances, weighted
-        stages.limit[here] = torch.where(matched, limit, torch.nan)
-        found = to_probability(weighted, limit)
-        stages.grid_map[here] = torch.where(matched[:, None], found, stages.refined_map[here])
+        # NaN where no image at hand has a distance; then the text's map stays.
+        limit = normal_limit(known, self.deviations).where(matched, torch.nan)
+        scaled = ~limit.isnan()[:, None]
+        stages.limit[here] = limit
+        stages.distances[here], stages.weighted[here] = distances * scaled, weighted * scaled
+        found = to_probability(weighted, limit[:, None])
+        stages.grid_map[here] = found.where(scaled, stages.refined_map[here])
+        return batch
 
     def _distances(self, batch: Reference, pool: Reference, valid: torch.Tensor) -> torch.Tensor:
         """Matching distances ``[B, L]``: mean over blocks and neighbourhoods."""
-        if not valid.any():
+        if len(pool) == 1:
             return torch.zeros_like(batch.distances)
         total = torch.zeros_like(batch.distances)
         number, length = len(batch), pool.patches.shape[1]
@@ -368,8 +371,20 @@ class FiSeCLIPModel(nn.Module):
                 total += mean_of_smallest(nearest, valid, self.reference_share)
         return total / (length * len(self.neighbourhoods))
 
-    def _warn_alone(self) -> None:
-        if self.warn_alone:
+    def _check(self, images: torch.Tensor, stages: FiSeStages, alone: bool) -> None:
+        """Refuse images that are not finite, warn once of one without references: one copy from the device for both.
+
+        Args:
+            images: See :meth:`forward`.
+            stages: Stages of the images.
+            alone: Whether an image without references is worth a warning.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        finite, matched = torch.stack((images.isfinite().all(), (stages.num_references > 0).all())).tolist()
+        if not finite:
+            check_finite(images)
+        if alone and not matched and self.warn_alone:
             self.warn_alone = False
             logger.warning(
                 "An image has no reference (it is the first of its category, and alone in its batch): it is scored by "

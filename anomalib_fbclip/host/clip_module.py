@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from anomalib.pre_processing import PreProcessor
 from torch import nn
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
@@ -82,10 +83,12 @@ class CLIPModule(ScoringModule):
             FileNotFoundError: If a weights file does not exist.
             ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
         """
-        clip = self.load_backbone()
-        if self._own_pre_processor:
-            self.pre_processor = self.pre_processor_for(clip)
-        self.model = model(clip, **arguments)
+        # Buffers made in inference mode could not be changed later, parameters not be trained.
+        with torch.inference_mode(mode=False):
+            clip = self.load_backbone()
+            if self._own_pre_processor:
+                self.pre_processor = self.pre_processor_for(clip)
+            self.model = model(clip, **arguments)
         self.image_size = clip.image_size
 
     def pre_processor_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> PreProcessor:

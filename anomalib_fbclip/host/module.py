@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import nn
 
 from anomalib_fbclip.common.arguments import check_arguments, plain
+from anomalib_fbclip.common.console import escape_what_cannot_be_shown
 from anomalib_fbclip.common.functional import as_json
 from anomalib_fbclip.data.sets import shares_source
 
@@ -101,7 +102,9 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         visualizer: Visualizer | bool = True,
         report: bool = False,
     ) -> None:
-        super().__init__(pre_processor, post_processor, evaluator, visualizer)
+        # Buffers made in inference mode could not be changed later, parameters not be trained.
+        with torch.inference_mode(mode=False):
+            super().__init__(pre_processor, post_processor, evaluator, visualizer)
         settings = {name: value for name, value in self.hparams.items() if name not in _COMPONENTS}
         for base in type(self).__mro__:
             if issubclass(base, ScoringModule):
@@ -132,6 +135,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
         A run of test or predict would otherwise leave a real folder of that name.
         """
+        escape_what_cannot_be_shown()
         if self.trainer.world_size > 1:
             share_folder(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -291,15 +295,28 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             dict: Thresholds and what is known of them.
 
         Raises:
+            TypeError: If the post-processor is not this model's own, or the pre-processor has no transform.
             ValueError: If no image can be read, or the rate is not in (0, 1).
             FileNotFoundError: If there is no such folder.
         """
         check_rate(false_alarm_rate)
+        if not isinstance(self.post_processor, ProbabilityPostProcessor):
+            name = type(self.post_processor).__name__
+            msg = f"post_processor={name}: it has no thresholds to calibrate. Build the model with post_processor=True."
+            raise TypeError(msg)
         return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate)
 
     @torch.no_grad()
     def score_normal(self, source: str | Path) -> NormalScores:
-        """Scores of the normal images of a folder, before post-processing."""
+        """Scores of the normal images of a folder, before post-processing.
+
+        Raises:
+            TypeError: If the pre-processor has no transform that could be applied to them.
+        """
+        if self.pre_processor and not callable(getattr(self.pre_processor, "transform", None)):
+            name = type(self.pre_processor).__name__
+            msg = f"pre_processor={name}: it has no transform for the good images. Build the model with another."
+            raise TypeError(msg)
         training, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
 

@@ -15,6 +15,12 @@ from .metrics import ScoreHistogram
 FIXED, LABELS, NORMAL_PICTURES = "fixed", "labels", "normal pictures"
 
 
+def on_host(batch: Batch) -> Batch:
+    """A copy of a batch that is read image by image: each tensor comes from the device once, and not once an image."""
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    return batch.update(in_place=False, **{name: value.cpu() for name, value in tensors.items()})
+
+
 class ProbabilityPostProcessor(PostProcessor):
     """anomalib's post-processor for scores that are probabilities already.
 

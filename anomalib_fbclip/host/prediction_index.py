@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .post_processing import on_host
 from .processes import gather
-from .unreadable import predicted_files, reads_all, reason, restore, skip_unreadable
+from .unreadable import (
+    predicted_files,
+    predicted_folders,
+    reads_all,
+    reason,
+    restore,
+    skip_unreadable,
+    skipped_files,
+)
 from .verdicts import is_calibrated, is_command_line, judge
 
 if TYPE_CHECKING:
@@ -25,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note")
 _NAMED = 20
+_TERMINATED = 143  # 128 + SIGTERM, the exit status that shells and service managers know
 _DISAGREE = "where score and map disagree"
 _LEFT_OUT = "reading or transforming it, or its mask, failed when its turn came, though the image can be read now"
 
@@ -101,10 +112,11 @@ class PredictionIndex(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch, as the post-processor left it."""
-        del trainer, outputs, batch_idx, dataloader_idx
+        del outputs, batch_idx, dataloader_idx
         threshold = getattr(pl_module.post_processor, "normalized_image_threshold", None)
+        threshold = None if threshold is None else round(float(threshold), 6)
         calibrated = is_calibrated(pl_module.post_processor)
-        for item in batch:
+        for item in on_host(batch):
             verdict = judge(item, calibrated)
             self._words.update([verdict.word, *([_DISAGREE] if verdict.note else [])])
             row: dict[str, str | float | None] = dict.fromkeys(COLUMNS)
@@ -112,7 +124,7 @@ class PredictionIndex(Callback):
             row["score"] = round(float(item.pred_score), 6)
             row["label"] = verdict.label
             row["note"] = verdict.note or None
-            row["threshold"] = None if threshold is None else round(float(threshold), 6)
+            row["threshold"] = threshold
             row["map_max"] = None if item.anomaly_map is None else round(float(item.anomaly_map.max()), 6)
             row["picture"] = self._picture(item.image_path)
             self._write(row)
@@ -120,6 +132,9 @@ class PredictionIndex(Callback):
         if self._file is not None:
             # What a killed run leaves is all that was done.
             self._file.flush()
+        if trainer.received_sigterm:
+            # Lightning notes the signal and goes on predicting, until the system kills the process.
+            raise SIGTERMException(_TERMINATED)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """List what could not be read, give the table its name."""
@@ -134,6 +149,7 @@ class PredictionIndex(Callback):
         self.unreadable = {str(path): why for path in missing if (why := reason(path) or left_out) is not None}
         for path, why in self.unreadable.items():
             self._write({**dict.fromkeys(COLUMNS), "path": path, "error": why})
+        skipped = self._write_skipped(trainer)
         self._close()
         self._rename_strips()
         self._partial.replace(self._path)
@@ -143,6 +159,15 @@ class PredictionIndex(Callback):
         words = sum((Counter(part) for part in gather(trainer, [dict(self._words)])), Counter())
         counts = ", ".join(f"{number} {word}" for word, number in words.items() if word)
         logger.info("Scores: %s (%d images: %s)", self._path, len(self._seen), counts or "none")
+        if skipped:
+            kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(skipped).most_common())
+            logger.warning(
+                "%d images or videos have extensions that anomalib does not read (%s) and no score: convert them to "
+                "PNG or JPEG. All of them: column 'error' of %s",
+                len(skipped),
+                kinds,
+                self._path,
+            )
         if self.unreadable:
             named = [f"{path}: {why}" for path, why in list(self.unreadable.items())[:_NAMED]]
             more = [f"... all of them: column 'error' of {self._path}"] if len(self.unreadable) > _NAMED else []
@@ -156,6 +181,8 @@ class PredictionIndex(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep the rows so far, under the name that says so, and leave the data sets as they were."""
         del trainer, pl_module, exception
+        if self._file is not None and self._seen:
+            logger.warning("The prediction ended early. The rows of %d images: %s", len(self._seen), self._partial)
         self._close()
         restore(self._changed)
         self._changed = []
@@ -165,6 +192,16 @@ class PredictionIndex(Callback):
         del trainer, pl_module, stage
         restore(self._changed)
         self._changed = []
+
+    def _write_skipped(self, trainer: Trainer) -> list[str]:
+        """Write rows of files that anomalib passed over; return their extensions."""
+        if not trainer.is_global_zero:
+            return []
+        skipped = [path for folder in predicted_folders(trainer) for path in skipped_files(folder)]
+        for path in skipped:
+            why = f"anomalib does not read {path.suffix}: convert it to PNG or JPEG"
+            self._write({**dict.fromkeys(COLUMNS), "path": str(path), "error": why})
+        return [path.suffix.lower() for path in skipped]
 
     @staticmethod
     def _of_process(path: Path, rank: int) -> Path:

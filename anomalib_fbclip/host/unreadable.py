@@ -10,14 +10,19 @@ error is said again, with the file and what to do.
 """
 
 import logging
+import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 
 import torch
+from anomalib.data import PredictDataset
 from anomalib.data.utils import read_image, read_mask
+from anomalib.data.utils.image import is_image_file
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
@@ -27,6 +32,12 @@ logger = logging.getLogger(__name__)
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no image, cut off, damaged, locked, gone or dangerously large."""
 
+
+_NOT_READ = {
+    *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".svg", ".tga", ".exr", ".dcm", ".dds", ".pnm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mkv", ".avi", ".mov", ".webm"),
+}
+"""Images and videos, with those that not every system's table of types knows."""
 
 COMBINED_LOADER, DATA_SOURCE = "_combined_loader", "_data_source"
 """Private names of Lightning's loops. Where they are gone, files that cannot be read end a run as in anomalib."""
@@ -147,6 +158,40 @@ def _loaders(trainer: Trainer) -> list[Any]:
 def predicted_files(trainer: Trainer) -> list[Path]:
     """All files that a prediction is going to read, data loader by data loader."""
     return [path for loader in _loaders(trainer) for path in files_of(getattr(loader, "dataset", None))]
+
+
+def predicted_folders(trainer: Trainer) -> list[Path]:
+    """The folders that a prediction was asked for, as far as they are known.
+
+    anomalib's data set of a folder keeps the files and not the folder: on the command line it is in the arguments,
+    elsewhere it is what all files have in common.
+    """
+    folders = []
+    for loader in _loaders(trainer):
+        dataset = getattr(loader, "dataset", None)
+        if not isinstance(dataset, PredictDataset):
+            continue
+        asked = getattr(dataset, "path", None)
+        for callback in trainer.callbacks if asked is None else ():
+            if isinstance(callback, SaveConfigCallback):
+                data = callback.config.get("data")
+                asked = data if isinstance(data, (str, Path)) else None
+        if asked is None and len(files := files_of(dataset)) > 1:
+            asked = os.path.commonpath([path.parent for path in files])
+        if asked is not None and Path(asked).is_dir():
+            folders.append(Path(asked))
+    return folders
+
+
+def skipped_files(folder: Path) -> list[Path]:
+    """Images and videos of a folder and of those below it that anomalib passes over for their extensions."""
+    return [
+        path
+        for path in sorted(folder.glob("**/*"))
+        if not is_image_file(path)
+        and (path.suffix.lower() in _NOT_READ or (guess_type(path.name)[0] or "").startswith(("image/", "video/")))
+        and path.is_file()
+    ]
 
 
 def reads_all(trainer: Trainer) -> bool:

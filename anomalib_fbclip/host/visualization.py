@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from anomalib_fbclip.common.files import replacing
 
+from .post_processing import on_host
 from .processes import gather, own_number
 from .unreadable import predicted_files
 from .verdicts import ANOMALOUS, NORMAL, Verdict, is_calibrated, judge
@@ -174,7 +175,7 @@ class PredictionVisualizer(ImageVisualizer):
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
-        for item in list(batch)[: own_number(trainer, batch_idx, dataloader_idx)]:
+        for item in list(on_host(batch))[: own_number(trainer, batch_idx, dataloader_idx)]:
             target = generate_output_filename(
                 input_path=item.image_path or "",
                 output_path=self.output_dir,
@@ -217,7 +218,7 @@ class PredictionVisualizer(ImageVisualizer):
         del outputs, batch_idx, dataloader_idx
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
-        for number, item in enumerate(batch):
+        for number, item in enumerate(on_host(batch)):
             target = Path(self.output_dir) / self.picture_path(item.image_path or f"unnamed/{number}.png")
             self._write(item, target, pl_module)
 

@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from anomalib.data import PredictDataset
+from anomalib.post_processing import PostProcessor
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -149,6 +150,19 @@ def test_thresholds_follow_training(model, engine, normal, surfaces) -> None:
 def test_arguments_are_checked(arguments: dict, message: str, model) -> None:
     with pytest.raises(ValueError, match=message):
         model(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"post_processor": False}, "post_processor=NoneType.*post_processor=True"),
+        ({"post_processor": PostProcessor()}, "post_processor=PostProcessor"),
+        ({"pre_processor": torch.nn.Identity()}, "pre_processor=Identity: it has no transform"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_an_image_is_read(arguments: dict, message: str, model) -> None:
+    with pytest.raises(TypeError, match=message):
+        model(**arguments).calibrate("nowhere")
 
 
 def test_a_source_without_pictures_is_named(model, normal, tmp_path) -> None:

@@ -182,29 +182,90 @@ def test_text_features_are_computed_once_and_again_when_a_parameter_changed(name
 
 
 class CountCopies(TorchDispatchMode):
-    """Counts what makes a host wait for its device: values and tensors that are read from it."""
+    """Counts what makes a host wait for its device: values and tensors read from it, and sizes that depend on values.
 
-    count = 0
+    The names that Python calls are counted beside the operators, as most do nothing to a tensor of the processor.
+    """
+
+    _methods = ("cpu", "numpy", "tolist")
+    _sizes = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default, torch.ops.aten.bincount.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> "CountCopies":
+        for name in self._methods:
+            self._patch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
+        return super().__enter__()
+
+    def __exit__(self, *args: object) -> None:
+        self._patch.undo()
+        super().__exit__(*args)
+
+    def _counted(self, method):
+        def counted(*args, **kwargs):
+            self.count += 1
+            return method(*args, **kwargs)
+
+        return counted
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: PLW3201  # torch calls it
-        self.count += function is torch.ops.aten._local_scalar_dense.default
+        self.count += function is torch.ops.aten._local_scalar_dense.default or function in self._sizes
+        if function in {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}:
+            self.count += any(index is not None and index.dtype == torch.bool for index in args[1])
         return function(*args, **(kwargs or {}))
 
 
-@every_adapted_model
-def test_a_batch_of_any_size_waits_for_the_device_twice_at_most(name, build) -> None:
-    model = build(name, weights=None).eval()
+@every_model
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_batch_of_any_size_waits_for_the_device_twice_at_most(name, size, build) -> None:
+    model = build(name, **({"weights": None} if name in ADAPTED else {})).eval()
     model.log = model.log_dict = lambda *_, **__: None
-    images = torch.rand(4, 3, 56, 56)
-    batch = ImageBatch(image=images, gt_label=torch.tensor([0, 1, 0, 1]), gt_mask=images[:, 0] > 0.5)
+    images = torch.rand(size, 3, 56, 56)
+    labels = torch.arange(size) % 2
+
+    def batch() -> ImageBatch:
+        return ImageBatch(image=images, gt_label=labels, gt_mask=images[:, 0] > 0.5)
+
     with torch.no_grad():
-        model.model(images)  # text features and matrices are made once
+        model.predict_step(batch(), 0)  # text features and matrices are made once
+        for step in (model.predict_step, model.test_step, lambda batch, _: model.validation_step(batch)):
+            with CountCopies() as copies:
+                step(batch(), 0)
+            assert copies.count <= 2
+    if name in ADAPTED:
         with CountCopies() as copies:
-            model.predict_step(batch, 0)
-    assert copies.count <= 2
-    with CountCopies() as copies:
-        model.train().training_step(batch).backward()
-    assert copies.count <= 2
+            model.train().training_step(batch()).backward()
+        assert copies.count <= 2
+
+
+@every_model
+def test_a_model_built_in_inference_mode_works_and_trains(name, build, engine, surfaces) -> None:
+    with torch.inference_mode():
+        model = build(name, **({"weights": None} if name in ADAPTED else {}))
+        model.eval().model(torch.rand(2, 3, 56, 56))
+    engine(max_epochs=1, num_sanity_val_steps=0).train(model, datamodule=surfaces(train_anomalous=True))
+    assert 0 < model.thresholds["image"] < 1
+
+
+@every_model
+def test_compiled_as_one_graph_it_gives_the_same(name, build) -> None:
+    model = build(name).eval()
+    batches = torch.rand(3, 2, 3, 56, 56).unbind()  # one after the other, for a model that remembers
+    with torch.no_grad():
+        expected = [model.model(batch) for batch in batches]
+        model = build(name).eval()
+        compiled = torch.compile(model.model, fullgraph=True, backend="eager")
+        for batch, (score, _, grid_map, _) in zip(batches, expected, strict=True):
+            found = compiled(batch)
+            assert_close(found.pred_score, score, rtol=0, atol=1e-5)
+            assert_close(found.anomaly_map, grid_map, rtol=0, atol=1e-5)
+        # A graph cannot raise, so the module, which is not compiled, looks at the pixels.
+        model.model = compiled
+        with pytest.raises(ValueError, match="NaN"):
+            model.predict_step(ImageBatch(image=batch / 0), 0)
 
 
 @every_model

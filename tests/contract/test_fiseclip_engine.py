@@ -134,7 +134,9 @@ def test_a_run_whose_matching_contradicts_the_text_is_called_its_own_outlier(cap
     model = FiSeCLIP(**TINY)
     for distances, warned in (([9, 8, 7, 6, 5, 4, 3, 2], True), ([1, 2, 3, 4, 5, 6, 8, 7], False), ([9, 8, 7], False)):
         caplog.clear()
-        model._evidence = [(0.1 * place, float(distance)) for place, distance in enumerate(distances)]
+        # Text, distance and number of references of each image; those without references say nothing.
+        found = torch.stack((torch.arange(len(distances)) / 10, torch.tensor(distances), torch.ones(len(distances))))
+        model._evidence = [found[:, :2], found[:, 2:], torch.zeros(3, 9)]  # nine without a reference do not count
         model.on_test_epoch_end()
         assert ("their own outliers" in caplog.text) == warned
     assert not model._evidence

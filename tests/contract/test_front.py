@@ -3,9 +3,12 @@
 
 """``anomalib-fbclip predict``: what a user reads on the screen, with right and with wrong settings."""
 
+import io
 import logging
+import sys
 
 import pytest
+from lightning.pytorch.callbacks import RichProgressBar
 from PIL import Image
 
 from anomalib_fbclip.commands.cli import main
@@ -62,3 +65,15 @@ def test_an_error_is_one_or_two_lines(words, message, capsys) -> None:
 def test_debug_shows_all() -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         main(["predict", *MODEL, *RUN, "--data", "nowhere", "--debug"])
+
+
+def test_a_console_without_utf8_does_not_end_a_run(images, model, engine, monkeypatch) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", console)
+    # Its bar has a dot that ASCII does not know.
+    engine(callbacks=[RichProgressBar()]).predict(model(), data_path=images / "images")
+    sys.stdout.write("Prüfung")
+    console.flush()
+    shown = console.buffer.getvalue()
+    assert b"\\u2022" in shown
+    assert b"Pr\\xfcfung" in shown

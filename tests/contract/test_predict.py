@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import pytest
 import torch
 from anomalib.cli import AnomalibCLI
 from anomalib.data import PredictDataset
+from lightning.pytorch import Callback
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from anomalib_fbclip import PictureFolder
 from anomalib_fbclip.callbacks import PredictionIndex
 from anomalib_fbclip.host.prediction_index import read_table
 from anomalib_fbclip.host.visualization import PredictionVisualizer
@@ -150,6 +153,46 @@ def test_a_limit_and_an_interrupted_run(model, engine, folder) -> None:
         engine().predict(fbclip, data_path=folder)
     assert not (images / "predictions.csv").exists()
     assert len(_rows(images / f"predictions.partial-{os.getpid()}.csv")) == 2
+
+
+@pytest.mark.parametrize("dataset", [None, PictureFolder])
+def test_files_that_anomalib_passes_over_are_counted_and_have_rows(dataset, model, engine, tmp_path, caplog) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    Image.new("RGB", (60, 60)).save(folder / "0.png")
+    Image.new("RGB", (60, 60)).save(folder / "deep" / "1.png")
+    skipped = ["a.gif", "b.GIF", "c.heic", "deep/d.avif", "e.svg", "f.mp4", "g.jp2"]
+    for name in [*skipped, "notes.txt", "table.csv"]:
+        (folder / name).touch()
+    runner = engine()
+    data = {"data_path": folder} if dataset is None else {"dataset": dataset(folder)}
+    runner.predict(model(), **data)
+    rows = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv")
+    assert {path for path, row in rows.items() if row["error"]} == {str(folder / name) for name in skipped}
+    assert len(rows) == 2 + len(skipped)
+    assert "7 images or videos have extensions that anomalib does not read (2 .gif, " in caplog.text
+    # One image is asked for, and not its folder.
+    runner = engine()
+    runner.predict(model(), data_path=folder / "0.png")
+    assert len(_rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv")) == 1
+
+
+class Terminate(Callback):
+    """Sends this process the signal by which service managers and batch systems end it."""
+
+    def on_predict_batch_start(self, *args) -> None:
+        if args[3] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_a_prediction_and_the_rows_so_far_are_named(model, engine, folder, caplog) -> None:
+    runner = engine(callbacks=[Terminate()])
+    with pytest.raises(SystemExit) as ended:
+        runner.predict(model(), data_path=folder)
+    assert ended.value.code == 143
+    (partial,) = Path(runner.trainer.default_root_dir).rglob("*.csv")
+    assert len(_rows(partial)) == 3
+    assert f"The rows of 3 images: {partial}" in caplog.text
 
 
 def test_the_command_line(folder, tmp_path, adapter) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from anomalib.data import get_datamodule
+from anomalib.data import AnomalibDataModule, get_datamodule
 from miniatures import mask, picture, write
+from torch.utils.data import DataLoader
 
 from anomalib_fbclip import DAGM, DTDSynthetic, HeadCT, LabelledFolder
 from anomalib_fbclip.data.catalogue import BENCHMARKS, BY_NAME, Benchmark
@@ -116,6 +117,7 @@ def test_labelled_folder_takes_defect_types_and_masks_by_name(tmp_path: Path) ->
         ({}, "at least one folder"),
         ({"abnormal_dir": ["a", "b", "c"], "mask_dir": ["m", "n"]}, r"\['m', 'n'\]"),
         ({"normal_dir": "empty", "mask_threshold": 255}, "mask_threshold=255"),
+        ({"normal_dir": "empty", "val_split_mode": "synthetic"}, "'synthetic'.*give train_dir"),
         ({"normal_dir": "missing"}, "missing.* is no folder"),
         ({"normal_dir": "empty"}, "empty.* holds no images"),
     ],
@@ -124,6 +126,82 @@ def test_labelled_folder_says_what_is_wrong(arguments: dict, message: str, tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         LabelledFolder(tmp_path, **arguments).setup()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("parts")
+    for kind in ("train", "good", "scratch"):
+        for number in range(8):
+            picture(root / kind / f"{number}.png")
+            if kind == "scratch":
+                mask(root / "masks" / f"{number}.png")
+    picture(root / "good" / "8.bmp")
+    return root
+
+
+def _parts(root: Path, **arguments) -> LabelledFolder:
+    # Through the parser that the command line and from_config use: it takes no argument that is not declared.
+    (root / "data.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "class_path": "LabelledFolder",
+                "init_args": {
+                    "root": str(root),
+                    "normal_dir": "good",
+                    "abnormal_dir": "scratch",
+                    "mask_dir": "masks",
+                    "train_dir": "train",
+                    "train_batch_size": 4,
+                    "eval_batch_size": 4,
+                    "extensions": [".png"],
+                    **arguments,
+                },
+            },
+        ),
+    )
+    data = AnomalibDataModule.from_config(root / "data.yaml", **{"data.num_workers": 0})
+    data.setup()
+    return data
+
+
+def _paths(data: LabelledFolder, split: str) -> list[str]:
+    return getattr(data, f"{split}_data").samples["image_path"].tolist()
+
+
+RESIZE = {"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [256, 256]}}
+
+
+def test_labelled_folder_does_what_anomalibs_own_tests_ask_of_a_data_module(parts: Path) -> None:
+    data = _parts(parts, augmentations=RESIZE)
+    for split in ("train", "val", "test"):
+        loader = getattr(data, f"{split}_dataloader")()
+        assert isinstance(loader, DataLoader)
+        batch = next(iter(loader))
+        assert batch.image.shape == (4, 3, 256, 256)
+        assert batch.gt_label.shape == (4,)
+        if split != "train":
+            assert batch.gt_mask.shape == (4, 256, 256)
+    assert _paths(data, "val") == _paths(data, "test")
+    assert len(_paths(data, "test")) == 16
+    assert not {*_paths(data, "test")} & {*_paths(data, "train")}
+
+
+def test_labelled_folder_splits_and_transforms_as_anomalibs_data_modules(parts: Path) -> None:
+    splits = [_parts(parts, val_split_mode="from_test", val_split_ratio=0.25, seed=seed) for seed in (1, 1, 2)]
+    for data in splits:
+        assert {*_paths(data, "val")} | {*_paths(data, "test")} == {*_paths(_parts(parts), "test")}
+        assert (len(_paths(data, "val")), len(_paths(data, "test"))) == (4, 12)
+    assert _paths(splits[0], "val") == _paths(splits[1], "val") != _paths(splits[2], "val")
+    data = _parts(parts, val_split_mode="from_train")
+    assert {Path(path).parent.name for path in _paths(data, "val") + _paths(data, "train")} == {"train"}
+    data = _parts(parts, test_augmentations=RESIZE, train_batch_size=2, extensions=None)
+    assert [len(next(iter(data.train_dataloader())).image), len(_paths(data, "test"))] == [2, 17]
+    sizes = [getattr(data, f"{split}_data")[0].image.shape[-1] for split in ("train", "val", "test")]
+    assert sizes[0] == sizes[1] < sizes[2] == 256
+    for split in ("train", "val"):
+        data = _parts(parts, **{f"{split}_augmentations": RESIZE})
+        assert getattr(data, f"{split}_data")[0].image.shape[-1] == 256
 
 
 def test_thin_modules_say_what_is_wrong(tmp_path: Path) -> None:

@@ -185,6 +185,24 @@ def test_maps_of_any_proportions(grid, sigma):
     assert_close(upsample(grid_map, size, sigma).double().numpy(), expected.astype(float), atol=1e-5, rtol=0)
 
 
+class Enlarge(torch.nn.Module):
+    def forward(self, grid_map):
+        return grid_to_map(grid_map, map_matrix(7, 21, 1.0, grid_map.device))
+
+
+def test_a_map_matrix_made_in_an_export_or_for_inference_serves_training_later():
+    grid_map = torch.rand(1, 7, 7, requires_grad=True)
+    with torch.inference_mode():
+        expected = Enlarge()(grid_map)
+    exported = torch.export.export(Enlarge(), (grid_map,), strict=False).module()
+    assert_close(exported(grid_map), expected)
+    found = Enlarge()(grid_map)
+    found.sum().backward()
+    assert type(found) is torch.Tensor
+    assert_close(found, expected)
+    assert map_matrix(7, 21, 1.0) is map_matrix(7, 21, 1.0)
+
+
 @pytest.mark.parametrize(
     ("size", "batch", "layers"),
     [(40, 1, (1, 3)), (24, 3, (2,)), (8, 2, (1, 2, 3, 4)), ((16, 40), 2, (1, 3)), ((40, 8), 1, (2, 4))],
