@@ -14,7 +14,14 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_fbclip.clip import FrozenCLIP
-from anomalib_fbclip.common.functional import check_finite, grid_to_map, map_matrix, relative_layers, tokens_to_grid
+from anomalib_fbclip.common.functional import (
+    check_finite,
+    full_precision,
+    grid_to_map,
+    map_matrix,
+    relative_layers,
+    tokens_to_grid,
+)
 
 from . import adapter_file
 from .normal_memory import NormalMemory
@@ -149,7 +156,7 @@ class AdaptedCLIP(nn.Module, ABC):
 
     def similarity(self, joint: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """Cosine over temperature of joint vectors ``[..., d]`` with both texts: ``[..., 2]`` in float32."""
-        with torch.autocast(joint.device.type, enabled=False):
+        with full_precision(joint.device):
             joint = joint.float()
             # The product before the division: what is divided has 2 entries for each vector and not d.
             along = joint @ text_features.float().T
@@ -275,7 +282,7 @@ class AdaptedCLIP(nn.Module, ABC):
     @staticmethod
     def upsample(grid_map: torch.Tensor, size: int, sigma: float) -> torch.Tensor:
         """Map ``[B, g, g]`` to pixels ``[B, size, size]``, smoothed with ``sigma`` pixels (0: not)."""
-        with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
+        with full_precision(grid_map.device):  # half precision would tie neighbouring pixels
             return grid_to_map(grid_map, map_matrix(grid_map.shape[-1], size, sigma, grid_map.device))
 
     def remember(self, images: torch.Tensor, names: Sequence[str] = ()) -> None:

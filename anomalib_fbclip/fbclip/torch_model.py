@@ -16,6 +16,7 @@ from torch import nn
 from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.prompts import PromptLearner
+from anomalib_fbclip.common.functional import full_precision
 
 from . import (
     background,
@@ -172,7 +173,7 @@ class FBCLIPModel(AdaptedCLIP):
         previous = None
         for layer_tokens in tokens:
             exact = layer_tokens.float()
-            with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
+            with torch.no_grad(), full_precision(exact.device):
                 mask = foreground_mask(exact, previous)  # eq. 7-8
             masks.append(mask)
             previous = None  # or the attention would share the memory with the block before
@@ -189,7 +190,7 @@ class FBCLIPModel(AdaptedCLIP):
     def _attend(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         """The same with the views as mixtures, so that the attention projects the tokens of a block once."""
         exact = tokens.float()
-        with torch.no_grad(), torch.autocast(exact.device.type, enabled=False):
+        with torch.no_grad(), full_precision(exact.device):
             mixings = [FAST[name](exact, mask) for name in self.views]
         if self.attention is None:
             return [mix(exact) for mix in mixings]
@@ -199,7 +200,7 @@ class FBCLIPModel(AdaptedCLIP):
     @torch.no_grad()
     def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """One view ``[B, N, D]`` of the tokens ``[B, N, D]`` of a block, in float32 (eq. 9-20)."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with full_precision(tokens.device):
             return LITERAL[name](tokens, mask) if self.literal else FAST[name](tokens, mask)(tokens)
 
     def suppress(self, feature: torch.Tensor, prototype: torch.Tensor | None) -> torch.Tensor:
@@ -215,7 +216,7 @@ class FBCLIPModel(AdaptedCLIP):
             weight = background.background_dissimilarity(feature, prototype)
             return self.clip.project(background.suppress_background(feature, prototype, weight)).float()
         joint = self.clip.project(feature).float()
-        with torch.autocast(joint.device.type, enabled=False):
+        with full_precision(joint.device):
             feature, prototype = feature.float(), prototype.float()
             weight = background.background_dissimilarity(feature, prototype)
             return background.suppress_background(joint, prototype @ self.clip.visual.proj.float(), weight)

@@ -447,7 +447,9 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
-        path = super().to_onnx(export_root, model_file_name, input_size, **options)
+        # An exporter makes a sub-graph of every switch of gradients, too.
+        with torch.no_grad():
+            path = super().to_onnx(export_root, model_file_name, input_size, **options)
         # torch's tracing leaves a subclass under our name, which anomalib's command line finds as a second model.
         gc.collect()
         export.annotate(path, self.describe(input_size))
