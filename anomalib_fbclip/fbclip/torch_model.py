@@ -22,7 +22,7 @@ from . import (
     background,
     published,  # noqa: F401  # registers the reader of the published weights
 )
-from .attention import ForegroundBackgroundAttention
+from .attention import FoldedHeads, ForegroundBackgroundAttention
 from .foreground import foreground_mask
 from .stages import FBCLIPStages
 from .text_fusion import POOLINGS, STATES, TextFeatureFusion, TextFeatures
@@ -171,14 +171,17 @@ class FBCLIPModel(AdaptedCLIP):
         masks: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
         previous = None
+        folded = None if self.attention is None or self.literal else self.attention.fold(self.scale_weights.device)
         for layer_tokens in tokens:
             exact = layer_tokens.float()
             with torch.no_grad(), full_precision(exact.device):
                 mask = foreground_mask(exact, previous)  # eq. 7-8
             masks.append(mask)
             previous = None  # or the attention would share the memory with the block before
-            attend = self._attend_literally if self.literal else self._attend
-            features += attend(layer_tokens, mask)  # eq. 9-23
+            if self.literal:
+                features += self._attend_literally(layer_tokens, mask)  # eq. 9-23
+            else:
+                features += self._attend(layer_tokens, mask, folded)
             previous = exact
         return masks, features
 
@@ -187,15 +190,20 @@ class FBCLIPModel(AdaptedCLIP):
         views = [self.view(name, tokens.float(), mask) for name in self.views]
         return views if self.attention is None else [self.attention(view) for view in views]
 
-    def _attend(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    def _attend(
+        self,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        folded: Sequence[FoldedHeads] | None,
+    ) -> list[torch.Tensor]:
         """The same with the views as mixtures, so that the attention projects the tokens of a block once."""
         exact = tokens.float()
         with torch.no_grad(), full_precision(exact.device):
             mixings = [FAST[name](exact, mask) for name in self.views]
         if self.attention is None:
             return [mix(exact) for mix in mixings]
-        variances = [mix(exact).var(dim=-1, correction=0, keepdim=True) for mix in mixings]
-        return self.attention.attend(tokens, mixings, variances)
+        variances = [_variance(mix(exact)) for mix in mixings]
+        return self.attention.attend(tokens, mixings, variances, folded)
 
     @torch.no_grad()
     def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -224,3 +232,9 @@ class FBCLIPModel(AdaptedCLIP):
     def record(self, tokens: list[torch.Tensor], detection: Detection) -> FBCLIPStages:
         """The record of every stage, see :class:`FBCLIPStages`."""
         return FBCLIPStages.of(self, tokens, detection)
+
+
+def _variance(tokens: torch.Tensor) -> torch.Tensor:
+    """Variance over the last axis ``[..., 1]``, as ``var(correction=0)``, whose kernel takes eight times as long."""
+    centred = tokens - tokens.mean(dim=-1, keepdim=True)
+    return centred.norm(dim=-1, keepdim=True).square() / tokens.shape[-1]

@@ -184,8 +184,8 @@ def _windows(values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
 def _box(padded: torch.Tensor) -> torch.Tensor:
     """Sum of each 5 x 5 neighbourhood: ``[B, g + 4, g + 4, D]`` to ``[B, g, g, D]``."""
     grid = padded.shape[1] - WINDOW + 1
-    rows = sum(padded[:, shift : shift + grid] for shift in range(WINDOW))
-    return sum(rows[:, :, shift : shift + grid] for shift in range(WINDOW))
+    rows = sum(padded.narrow(1, shift, grid) for shift in range(WINDOW))
+    return sum(rows.narrow(2, shift, grid) for shift in range(WINDOW))
 
 
 def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
@@ -197,9 +197,9 @@ def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     batch, grid = centres.shape[:2]
     bands = []
     for shift in range(WINDOW):
-        block = centres @ padded[:, shift : shift + grid].transpose(-1, -2)
+        block = centres @ padded.narrow(1, shift, grid).transpose(-1, -2)
         stretched = F.pad(block.flatten(-2), (0, grid)).unflatten(-1, (grid, grid + WINDOW))
-        bands.append(stretched[..., :WINDOW])
+        bands.append(stretched.narrow(-1, 0, WINDOW))
     return torch.cat(bands, dim=-1).reshape(batch, grid * grid, WINDOW**2)
 
 
@@ -213,10 +213,12 @@ def _bands(weights: torch.Tensor, grid: int) -> torch.Tensor:
 def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     """Sum of the 25 tokens around each place: bands, padded tokens ``[B, g + 4, g + 4, C]`` -> ``[B, g * g, C]``."""
     grid = bands.shape[2]
-    total = bands[0] @ padded[:, :grid]
-    for shift in range(1, WINDOW):
-        total = total + bands[shift] @ padded[:, shift : shift + grid]
-    return total.flatten(1, 2)
+    # narrow() and not [:, a:b], of which a graph has one node for each axis; the sum is part of the product.
+    band, *others = bands.flatten(1, 2).unbind()
+    total = band @ padded.narrow(1, 0, grid).flatten(0, 1)
+    for shift, band in enumerate(others, start=1):
+        total = torch.baddbmm(total, band, padded.narrow(1, shift, grid).flatten(0, 1))
+    return total.view(-1, grid * grid, padded.shape[-1])
 
 
 LITERAL = {"id": identity_view, "sem": semantic_view, "spa": spatial_view}
