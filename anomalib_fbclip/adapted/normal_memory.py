@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from anomalib_fbclip.common.functional import Grid, grid_of
+from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
 
 PATCH_WEIGHT = 3.0
 """Power of the relative distance in a patch's odds."""
@@ -193,7 +193,7 @@ class NormalMemory(TokenMemory):
 
     def distance(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
         """Distance to the nearest remembered token, over that of normal patches, mean over the blocks: ``[B, L]``."""
-        with torch.autocast(tokens[0].device.type, enabled=False):
+        with full_precision(tokens[0].device):
             distances = [
                 (1 - nearest(F.normalize(layer[:, 1:].float(), dim=-1), memory.float())) / scale
                 for layer, memory, scale in zip(tokens, self.tokens, self.layer_scale, strict=True)

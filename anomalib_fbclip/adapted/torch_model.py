@@ -18,6 +18,7 @@ from anomalib_fbclip.common.functional import (
     Grid,
     as_json,
     check_finite,
+    full_precision,
     pair,
     relative_layers,
     tokens_to_grid,
@@ -163,7 +164,7 @@ class AdaptedCLIP(nn.Module, ABC):
 
     def similarity(self, joint: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """Cosine over temperature of joint vectors ``[..., d]`` with both texts: ``[..., 2]`` in float32."""
-        with torch.autocast(joint.device.type, enabled=False):
+        with full_precision(joint.device):
             joint = joint.float()
             # The product before the division: what is divided has 2 entries for each vector and not d.
             along = joint @ text_features.float().T
@@ -300,7 +301,7 @@ class AdaptedCLIP(nn.Module, ABC):
     @staticmethod
     def upsample(grid_map: torch.Tensor, size: int | Sequence[int], sigma: float) -> torch.Tensor:
         """Map ``[B, g_h, g_w]`` to pixels ``[B, H, W]`` (one number: a square), smoothed with ``sigma`` pixels."""
-        with torch.autocast(grid_map.device.type, enabled=False):  # half precision would tie neighbouring pixels
+        with full_precision(grid_map.device):  # half precision would tie neighbouring pixels
             return upsample(grid_map, size, sigma)
 
     def remember(self, images: torch.Tensor, names: Sequence[str] = ()) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.common.functional import full_precision
+
 from .aggregation import Mixing
 
 HEADS = 8
@@ -65,7 +67,7 @@ class Adaptor(nn.Module):
         projected = F.linear(tokens, centred)
         exact = tokens.float()
         for mix in mixings:
-            with torch.autocast(tokens.device.type, enabled=False):
+            with full_precision(tokens.device):
                 variance = mix(exact).var(dim=-1, correction=0, keepdim=True)
                 factor = torch.rsqrt(variance + self.norm.eps).to(projected.dtype)  # [B, N, 1]
             qkv = torch.addcmul(shift.to(projected.dtype), mix(projected), factor)

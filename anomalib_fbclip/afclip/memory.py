@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.adapted.normal_memory import TokenMemory, nearest
-from anomalib_fbclip.common.functional import Grid, grid_of
+from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
 
 from .aggregation import WINDOWS, mixing
 
@@ -71,7 +71,7 @@ class WindowMemory(TokenMemory):
             RuntimeError: If the memory is empty.
         """
         self.check_filled()
-        with torch.autocast(tokens[0].device.type, enabled=False):
+        with full_precision(tokens[0].device):
             distances = []
             for block, memory in zip(tokens, self.tokens, strict=True):
                 # The class token of a memory is not stored and not mixed with anything.

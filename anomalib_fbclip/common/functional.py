@@ -4,6 +4,7 @@
 """Plain functions on tokens and maps, shared by the models."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -158,6 +159,14 @@ def relative_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
         tuple[int, ...]: Ascending; fewer where two fall on one block.
     """
     return tuple(sorted({max(1, round(layer * num_layers / layers[-1])) for layer in layers}))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Compute in float32 where autocast is on.
+
+    Where it is off nothing is switched: an exporter makes a sub-graph of every switch, which cost half of its time.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
 
 
 def is_dense(tensor: object) -> bool:

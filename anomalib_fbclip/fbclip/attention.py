@@ -102,11 +102,22 @@ class ForegroundBackgroundAttention(nn.Module):
         background = self.background(tokens * (1 - gate))
         return self.norm(foreground + background)  # eq. 23
 
+    def fold(self, device: torch.device) -> list[FoldedHeads] | None:
+        """All heads, folded once for all blocks of an image; ``None`` where they are better folded a few at a time.
+
+        Args:
+            device: Where the tokens are.
+        """
+        # A graph of few large nodes is written, loaded and run faster than one of many small ones.
+        together = device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return list(self._folded_heads(2 * HEADS)) if together else None
+
     def attend(
         self,
         tokens: torch.Tensor,
         mixings: Sequence[Mixing],
         variances: Sequence[torch.Tensor],
+        folded: Sequence[FoldedHeads] | None = None,
     ) -> list[torch.Tensor]:
         """Fast form of :meth:`forward` for each view of one block.
 
@@ -114,22 +125,23 @@ class ForegroundBackgroundAttention(nn.Module):
             tokens: Tokens of the block ``[B, N, D]``.
             mixings: What makes each view of them.
             variances: Variance over D of each view's tokens ``[B, N, 1]``.
+            folded: See :meth:`fold`; ``None``: some heads at a time are folded here.
 
         Returns:
             list[torch.Tensor]: For each view ``[B, N, D]``.
         """
+        if torch.is_autocast_enabled(tokens.device.type):
+            # Once here and not once in each product: without gradients autocast remembers nothing.
+            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
         hidden = F.linear(tokens, self.gate[0].weight)
         factors = [
             self._stream_factors(mix(hidden), variance) for mix, variance in zip(mixings, variances, strict=True)
         ]
         del hidden
         bias = self.foreground.to_out.bias + self.background.to_out.bias
-        # A graph of few large nodes is written, loaded and run faster than one of many small ones.
-        together = tokens.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        at_once = 2 * HEADS if together else HEADS_AT_ONCE
         attended: list[list[torch.Tensor]] = [[] for _ in mixings]  # for each view the heads, [B, N, h * 64]
         outs = []
-        for heads in self._folded_heads(at_once):
+        for heads in folded or self._folded_heads(HEADS_AT_ONCE):
             projected = F.linear(tokens, heads.projection)
             outs.append(heads.out)
             for view, mix in enumerate(mixings):

@@ -193,8 +193,8 @@ def _windows(values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
 def _box(padded: torch.Tensor) -> torch.Tensor:
     """Sum of each 5 x 5 neighbourhood: ``[B, g_h + 4, g_w + 4, D]`` to ``[B, g_h, g_w, D]``."""
     height, width = padded.shape[1] - WINDOW + 1, padded.shape[2] - WINDOW + 1
-    rows = sum(padded[:, shift : shift + height] for shift in range(WINDOW))
-    return sum(rows[:, :, shift : shift + width] for shift in range(WINDOW))
+    rows = sum(padded.narrow(1, shift, height) for shift in range(WINDOW))
+    return sum(rows.narrow(2, shift, width) for shift in range(WINDOW))
 
 
 def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
@@ -206,9 +206,9 @@ def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     batch, height, width = centres.shape[:3]
     bands = []
     for shift in range(WINDOW):
-        block = centres @ padded[:, shift : shift + height].transpose(-1, -2)
+        block = centres @ padded.narrow(1, shift, height).transpose(-1, -2)
         stretched = F.pad(block.flatten(-2), (0, width)).unflatten(-1, (width, width + WINDOW))
-        bands.append(stretched[..., :WINDOW])
+        bands.append(stretched.narrow(-1, 0, WINDOW))
     return torch.cat(bands, dim=-1).reshape(batch, height * width, WINDOW**2)
 
 
@@ -222,11 +222,13 @@ def _bands(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     """Sum of the 25 tokens around each place: bands, padded tokens ``[B, g_h + 4, g_w + 4, C]`` -> ``[B, L, C]``."""
-    height = bands.shape[2]
-    total = bands[0] @ padded[:, :height]
-    for shift in range(1, WINDOW):
-        total = total + bands[shift] @ padded[:, shift : shift + height]
-    return total.flatten(1, 2)
+    height, width = bands.shape[2:4]
+    # narrow() and not [:, a:b], of which a graph has one node for each axis; the sum is part of the product.
+    band, *others = bands.flatten(1, 2).unbind()
+    total = band @ padded.narrow(1, 0, height).flatten(0, 1)
+    for shift, band in enumerate(others, start=1):
+        total = torch.baddbmm(total, band, padded.narrow(1, shift, height).flatten(0, 1))
+    return total.view(-1, height * width, padded.shape[-1])
 
 
 LITERAL = {"id": identity_view, "sem": semantic_view, "spa": spatial_view}

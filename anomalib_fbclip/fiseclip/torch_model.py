@@ -15,6 +15,7 @@ from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import (
     Grid,
     check_finite,
+    full_precision,
     grid_of,
     pair,
     relative_layers,
@@ -191,7 +192,7 @@ class FiSeCLIPModel(nn.Module):
         parts = []
         for image in images:
             patches, joint, _, text_map = self.encode(image[None], [category])
-            with torch.autocast(image.device.type, enabled=False):
+            with full_precision(image.device):
                 refined = refine(text_map, joint, self.refinement)
                 share = 0.0 if trusted else self.filter_share
                 parts.append(Reference(content_keys(image[None]), patches, reference_mask(refined, share), refined))
@@ -202,7 +203,7 @@ class FiSeCLIPModel(nn.Module):
 
     def _rate(self, images: Reference, pool: Reference) -> Reference:
         """Weighted distances of references by each other, which the limit of the scale is from."""
-        with torch.autocast(images.patches.device.type, enabled=False):
+        with full_precision(images.patches.device):
             valid = (images.keys[:, None] != pool.keys) & pool.present
             weighted = weigh_by_text(self._distances(images, pool, valid), images.distances, self.text_weight)
             images.distances = weighted.masked_fill(~valid.any(dim=1)[:, None], torch.nan)
@@ -238,7 +239,7 @@ class FiSeCLIPModel(nn.Module):
             raise ValueError(msg)
         patches, joint, class_probability, text_map = self.encode(images, categories)
         # Small numbers are compared from here on: always in float32, whatever the backbone ran in.
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             refined = refine(text_map, joint, self.refinement)
             kept = reference_mask(refined, self.filter_share)
             stages = FiSeStages(
@@ -276,8 +277,7 @@ class FiSeCLIPModel(nn.Module):
     def text_features(self, class_name: str) -> torch.Tensor:
         """Normal and abnormal text feature ``[2, d]``, computed once for each name."""
         if class_name not in self._text_features:
-            device = self.clip.visual.proj.device.type
-            with torch.autocast(device, enabled=False):
+            with full_precision(self.clip.visual.proj.device):
                 self._text_features[class_name] = class_text_features(self.clip, class_name)
         features = self._text_features[class_name].to(self.clip.visual.proj.device)
         self._text_features[class_name] = features
@@ -312,7 +312,7 @@ class FiSeCLIPModel(nn.Module):
         class_joint = self.clip.project(visual.ln_post(tokens[depth][:, :1]))
         names = [DEFAULT_CLASS] if categories is None else categories
         text = torch.stack([self.text_features(self.class_name or name) for name in names])  # [1 or B, 2, d]
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             joint, class_joint, text = joint.float(), class_joint.float(), text.float()
             class_probability = abnormal_probability(class_joint, text, self.temperature)[:, 0]
             return patches, joint, class_probability, abnormal_probability(joint, text, self.temperature)

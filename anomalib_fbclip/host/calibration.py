@@ -18,6 +18,9 @@ from .unreadable import UNREADABLE, read_item
 
 logger = logging.getLogger(__name__)
 
+_SPLITS = ("train", "val", "test")
+_MOST_FILES = 300
+
 
 @dataclass
 class NormalScores:
@@ -80,6 +83,32 @@ def score_folder(
         )
         raise ValueError(msg)
     return found
+
+
+def normal_files(source: str | Path | None, datamodule: object = None) -> list[Path]:
+    """Normal images to calibrate an export on, at most 300.
+
+    Args:
+        source: A normal image or a folder of them; ``None``: the normal ones of the data module.
+        datamodule: Data module of anomalib.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if source is not None:
+        files = [Path(path) for path in PredictDataset(source).image_filenames]
+    else:
+        if datamodule is not None:
+            datamodule.setup()  # type: ignore[attr-defined]
+        tables = [getattr(getattr(datamodule, f"{split}_data", None), "samples", None) for split in _SPLITS]
+        files = [
+            Path(path) for table in tables if table is not None for path in table[table.label_index == 0].image_path
+        ]
+        files = list(dict.fromkeys(files))
+    if not files:
+        msg = "INT8_PTQ calibrates activations on normal images: give normal_source, or a data module with some."
+        raise ValueError(msg)
+    return files[:_MOST_FILES]
 
 
 class Calibrator:

@@ -17,6 +17,7 @@ from anomalib.utils.path import create_versioned_dir
 from anomalib.visualization import Visualizer
 from lightning.pytorch import Callback, LightningModule
 from torch import nn
+from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip.common.arguments import check_arguments, plain
 from anomalib_fbclip.common.console import escape_what_cannot_be_shown
@@ -24,14 +25,14 @@ from anomalib_fbclip.common.functional import as_json
 from anomalib_fbclip.data.sets import shares_source
 
 from . import checkpoints, export
-from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
+from .calibration import Calibrator, NormalScores, normal_files, score_folder, set_thresholds
 from .metrics import FullEvaluator
 from .post_processing import FIXED, ProbabilityPostProcessor
 from .prediction_index import PredictionIndex
 from .processes import share_folder
 from .report import Report
 from .thresholds import check_rate
-from .unreadable import name_unreadable, restore
+from .unreadable import name_unreadable, read_picture, restore
 from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
 from .verdicts import Confusion, how_to_calibrate, is_calibrated
 from .visualization import PredictionVisualizer
@@ -414,11 +415,25 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             raise ValueError(msg)
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
-        path = super().to_onnx(export_root, model_file_name, input_size, **options)
+        # An exporter makes a sub-graph of every switch of gradients, too.
+        with torch.no_grad():
+            path = super().to_onnx(export_root, model_file_name, input_size, **options)
         # torch's tracing leaves a subclass under our name, which anomalib's command line finds as a second model.
         gc.collect()
         export.annotate(path, self.describe(input_size))
         return path
+
+    def _post_training_quantization_ov(self, model: Any, datamodule: Any = None) -> Any:  # noqa: ANN401  # OpenVINO's
+        """INT8_PTQ: weights and activations, calibrated on ``normal_source``, else on the data module's normal images.
+
+        Raises:
+            ValueError: If there is neither.
+        """
+        files = normal_files(self.calibrator.normal_source, datamodule)
+        shape = model.input(0).get_partial_shape()
+        size = None if shape[2].is_dynamic else (shape[2].get_length(), shape[3].get_length())
+        images = (read_picture(file) for file in files)
+        return export.quantize(model, images if size is None else (resize(image, list(size)) for image in images))
 
     @staticmethod
     def configure_post_processor() -> PostProcessor:
