@@ -31,11 +31,12 @@ from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
 from .metrics import FullEvaluator
 from .post_processing import FIXED, ProbabilityPostProcessor
-from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions
+from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions, TileCanvas
 from .prediction_index import PredictionIndex
 from .processes import share_folder
 from .report import Report
 from .thresholds import check_rate
+from .tiling import Tiling
 from .unreadable import name_unreadable, restore
 from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
 from .verdicts import Confusion, how_to_calibrate, is_calibrated
@@ -64,7 +65,14 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             ``None``: the paper's 518 for patches of 14 pixels, else the size that the backbone was trained with.
         resize: ``"squash"``: every image is resized to ``image_size``, as in the papers. ``"keep"``: an image keeps its
             proportions and gets about as many patches as ``image_size`` has. Images of one batch must then have the
-            same proportions: else give batches of one image.
+            same proportions: else give batches of one image. ``None``: ``"squash"``, or with ``tiles`` ``"keep"`` for
+            the whole image beside them (but with ``k_shot`` ``"squash"``: tiles and whole images share one memory).
+        tiles: Side of square tiles in pixels of the original image, which are scored as images of their own, together
+            with the whole image: see :class:`~anomalib_fbclip.host.tiling.Tiling`. ``None``: none. Images of one batch
+            must then have the same size: else give batches of one image.
+        overlap: Share of its side that a tile has in common with the next one, at least, in [0, 0.9]. Only with
+            ``tiles``.
+        tile_batch_size: Tiles that are scored together. Only with ``tiles``.
         normal_source: A normal image or a folder of them, for thresholds without labels: see :meth:`calibrate`. They
             win over labelled validation data.
         false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1); needs ``normal_source``.
@@ -85,6 +93,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         image_size: Height and width of the input in pixels; one number for a square.
         weights: The adapter of a model that has one.
         source: What the adapter was trained on, as far as it is known.
+        tiling: How images are cut into tiles; ``None``: not.
         calibrator: What the user wants of the thresholds.
         export_metadata: What an exported file says about itself.
         validates_on_test_images: Whether the data module of the last run validates on the images that it tests.
@@ -100,6 +109,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     source: str | None = None
     export_metadata: dict[str, Any] | None = None
     validates_on_test_images = False
+    tiling: Tiling | None = None
     _warned_uniform = False
     _kept: KeptPredictions | None = None
     _limit_val_batches: int | float | None = None
@@ -111,7 +121,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         pretrained: str | None = "openai",
         pre_trained: bool = True,
         image_size: int | Sequence[int] | None = None,
-        resize: str = "squash",
+        resize: str | None = None,
+        tiles: int | None = None,
+        overlap: float = 0.25,
+        tile_batch_size: int = 8,
         normal_source: str | None = None,
         false_alarm_rate: float = 0.05,
         threshold: float | None = None,
@@ -133,13 +146,14 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if metrics not in {"default", "full"}:
             msg = f"metrics={metrics!r}: choose 'default' or 'full'."
             raise ValueError(msg)
-        if resize not in RESIZES:
-            msg = f"resize={resize!r}: choose one of {list(RESIZES)}."
+        if resize not in {*RESIZES, None}:
+            msg = f"resize={resize!r}: choose one of {list(RESIZES)}, or None."
             raise ValueError(msg)
-        if resize != "squash" and pre_processor is not True:
-            msg = f"resize={resize!r} needs this model's own pre-processor: leave pre_processor at True."
+        if (resize == "keep" or tiles is not None) and pre_processor is not True:
+            msg = f"resize={resize!r}, tiles={tiles} need this model's own pre-processor: leave pre_processor at True."
             raise ValueError(msg)
-        self.resize = resize
+        self._resize = resize
+        self._tiles: dict[str, Any] = {"tiles": tiles, "overlap": overlap, "tile_batch_size": tile_batch_size}
         if evaluator is True and metrics == "full":
             self.evaluator = FullEvaluator()
         self.calibrator = Calibrator(
@@ -170,10 +184,18 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             ConnectionError: If backbone weights are neither on this machine nor to be downloaded.
         """
         clip = self.load_backbone()
+        self.tiling = self.tiling_for(clip)
         if self._own_pre_processor:
             self.pre_processor = self.pre_processor_for(clip)
         self.model = model(clip, **arguments)
         self.image_size = clip.image_size
+
+    @property
+    def resize(self) -> str:
+        """What becomes of the proportions of whole images, ``"squash"`` or ``"keep"``."""
+        if self._resize is not None:
+            return self._resize
+        return "keep" if self._tiles["tiles"] is not None and not getattr(self, "k_shot", 0) else "squash"
 
     def pre_processor_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> PreProcessor:
         """The pre-processor that the arguments name.
@@ -182,11 +204,31 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             clip: Backbone, for its statistics and patches.
             image_size: In place of the backbone's.
         """
-        pre_processor = self.configure_pre_processor(pair(image_size or clip.image_size), clip.mean, clip.std)
-        if self.resize == "keep":
-            fit: Transform = KeepProportions(pair(image_size or clip.image_size), clip.patch_size)
-            pre_processor = ExactPreProcessor(Compose([fit, Normalize(mean=clip.mean, std=clip.std)]))
-        return pre_processor
+        size, tiling = pair(image_size or clip.image_size), self.tiling_for(clip, image_size)
+        if tiling is None and self.resize == "squash":
+            return self.configure_pre_processor(size, clip.mean, clip.std)
+        fit: Transform = KeepProportions(size, clip.patch_size) if tiling is None else TileCanvas(tiling.canvas)
+        return ExactPreProcessor(Compose([fit, Normalize(mean=clip.mean, std=clip.std)]))
+
+    def tiling_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> Tiling | None:
+        """How images are cut into tiles; ``None``: not.
+
+        Args:
+            clip: See :meth:`pre_processor_for`.
+            image_size: See :meth:`pre_processor_for`.
+
+        Raises:
+            ValueError: If the arguments are out of range, or the model's input is no square.
+        """
+        side = self._tiles["tiles"]
+        if side is None:
+            return None
+        height, width = pair(image_size or clip.image_size)
+        if height != width:
+            msg = f"image_size={(height, width)} with tiles={side}: tiles are squares, give image_size as one number."
+            raise ValueError(msg)
+        fit = KeepProportions((height, width), clip.patch_size) if self.resize == "keep" else None
+        return Tiling(side, self._tiles["overlap"], height, self._tiles["tile_batch_size"], fit)
 
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone that the arguments name."""
@@ -385,9 +427,16 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         finally:
             self.model.train(training)
 
+    def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
+        """Scores and maps of raw images ``[B, 3, H, W]`` in [0, 1], as anomalib's, which knows no tiles."""
+        del args, kwargs
+        batch = self.pre_processor(batch) if self.pre_processor else batch
+        found = self.score_images(batch)
+        return self.post_processor(found) if self.post_processor else found
+
     def score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
-        return self.model(images)
+        return self.model(images) if self.tiling is None else self.tiling(self.model, images)
 
     def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
         """The same as if the model had not seen this image before; ``None`` where it knows nothing else.
@@ -410,6 +459,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             "image_size": as_json(self.model.clip.image_size),
             "smoothing_sigma": self.model.smoothing_sigma,
             "resize": self.resize,
+            "tiles": self._tiles["tiles"],
+            **({} if self.tiling is None else {"overlap": self.tiling.overlap}),
         }
 
     @property
@@ -423,7 +474,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
-        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", **metadata}
+        before = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", "tiles": None, "overlap": None}
+        theirs = {**before, **metadata}
         ours = self.calibration_settings()
         different = [name for name, value in ours.items() if theirs[name] != value]
         if not different:
@@ -465,8 +517,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             ValueError: If ``input_size`` is missing.
         """
         if input_size is None and self.fits_images:
-            msg = f"resize={self.resize!r}: a graph has fixed sizes, give input_size=[height, width] of the raw images "
-            msg += "(--input_size '[600,800]')."
+            msg = f"resize={self.resize!r}, tiles={self._tiles['tiles']}: a graph has fixed sizes, give input_size, "
+            msg += "height and width of the raw images (--input_size '[600,800]')."
             raise ValueError(msg)
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
@@ -506,7 +558,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
-        return batch.update(**self.model(batch.image)._asdict())
+        return batch.update(**self.score_images(batch.image)._asdict())
 
     def check_images(self, batch: Batch) -> None:
         """Name the files that hold NaN; warn once of images of one uniform colour.
