@@ -22,7 +22,7 @@ from anomalib_fbclip.clip.build import EMBEDDED, check_backbone
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
 from anomalib_fbclip.common.files import file_digest
-from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
+from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_names
 from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
@@ -36,6 +36,9 @@ from .torch_model import AdaptedCLIP
 from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
 
 logger = logging.getLogger(__name__)
+
+MEMORY_TILES = 64
+"""Tiles of all normal images together that a memory holds at most: each patch is compared with all of them."""
 
 DATA_FETCHER = "_data_fetcher"
 """Private name of Lightning's training loop. Where a release has another, a resumed run may draw another order."""
@@ -168,6 +171,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self.model_name = model.model_name
         check_backbone(self.hparams["backbone"])  # by its name, before an adapter is fetched
         arguments = self._settle(arguments)
+        if self.k_shot and self._tiles["tiles"] is not None and self.resize == "keep":
+            msg = f"resize='keep' with tiles={self._tiles['tiles']} and k_shot={self.k_shot}: tiles and whole images "
+            msg += "share one memory, leave resize at None."
+            raise ValueError(msg)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
         # its distortions when it is made.
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
@@ -197,7 +204,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         adapter_file.check_model(metadata, self.model_name, self.weights)
         stored = {**metadata, "backbone": adapter_file.backbone_name(metadata)}
         defaults = default_values(type(self))
-        used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot, "resize": self.resize}
+        used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot, "resize": self._resize}
+        used |= self._tiles
         settled = {
             name: plain(stored[name]) if name in stored and value == plain(defaults.get(name)) else value
             for name, value in used.items()
@@ -207,10 +215,12 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             if issubclass(base, ScoringModule):
                 check_arguments(base.__init__, settled)
         self._backbone = {name: settled[name] for name in self._backbone}
-        self.k_shot, self.resize = settled["k_shot"], settled["resize"]
+        self.k_shot, self._resize = settled["k_shot"], settled["resize"]
+        self._tiles = {name: settled[name] for name in self._tiles}
         self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
-        kept = {"resize": "squash", **stored}  # files from before it was stored
-        same = all(settled[name] == plain(kept[name]) for name in ("k_shot", "image_size", "resize"))
+        kept = {"resize": "squash", "tiles": None, **stored}  # files from before it was stored
+        now = {**settled, "resize": self.resize}
+        same = all(now[name] == plain(kept[name]) for name in ("k_shot", "image_size", "resize", "tiles"))
         self._takes_memory = same and self.few_shot_source is None
         return {name: settled[name] for name in arguments}
 
@@ -363,8 +373,31 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         datamodule = getattr(self._trainer, "datamodule", None)
         transform = getattr(self.pre_processor, "transform", None)
         images, files = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
-        self.model.remember(images.to(self.device), [file_digest(file) for file in files])
+        self.remember(images, files)
         logger.info("%d normal images remembered.", len(images))
+
+    def remember(self, images: Sequence[torch.Tensor], files: Sequence[Path]) -> None:
+        """Fill the memory with normal images, and with their tiles where the model scores in tiles.
+
+        Args:
+            images: Transformed images ``[3, H, W]``.
+            files: Their files.
+
+        Raises:
+            ValueError: If images that are no tiles have several sizes.
+        """
+        names = [file_digest(file) for file in files]
+        if self.tiling is not None:
+            most = max(1, MEMORY_TILES // len(images))
+            pieces = [self.tiling.pieces(image[None], most) for image in images]
+            images = [piece for own in pieces for piece in own]
+            names = [name for name, own in zip(names, pieces, strict=True) for _ in own]
+        sizes = {f"{image.shape[-1]} x {image.shape[-2]}" for image in images}
+        if len(sizes) > 1:
+            msg = f"The normal images have several sizes after the resize ({', '.join(sorted(sizes))}): a memory holds "
+            msg += "one, give images of the same proportions."
+            raise ValueError(msg)
+        self.model.remember(torch.stack(list(images)).to(self.device), names)
 
     def on_validation_start(self) -> None:
         """Fill the memory of a few-shot model; a checkpoint has been read by now."""
@@ -393,7 +426,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         """Refuse the checkpoint of a few-shot model where this one has no memory."""
         tokens = checkpoint["state_dict"].get("model.memory.tokens")
         if tokens is not None and self.model.memory is None:
-            msg = f"The checkpoint holds a memory of {tokens.shape[1]} normal images: give k_shot={tokens.shape[1]}."
+            number = len(set(stored_memory_names(checkpoint))) or tokens.shape[1]
+            msg = f"The checkpoint holds a memory of {number} normal images: give k_shot={number}."
             raise ValueError(msg)
         self._has_learned = True
         super().on_load_checkpoint(checkpoint)
@@ -467,6 +501,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             "pretrained": self.hparams.get("pretrained"),
             "thresholds": thresholds,
             "resize": self.resize,
+            **self._tiles,
         }
 
     def save_line(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds

@@ -38,10 +38,12 @@ class TokenMemory(nn.Module):
         tokens: Remembered patch tokens ``[S, K, L, D]``. In a state dict the patches of images that are not square
             have two axes, ``[S, K, g_h, g_w, D]``.
         grid: Rows and columns of the patches.
+        names: What the K images are from; tiles of one image have one name. Empty: each is an image of its own.
     """
 
     tokens: torch.Tensor
     grid: Grid = (0, 0)
+    names: tuple[str, ...] = ()
 
     def __init__(self, num_layers: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -49,8 +51,13 @@ class TokenMemory(nn.Module):
 
     @property
     def num_images(self) -> int:
-        """Images that the memory holds."""
-        return self.tokens.shape[1]
+        """Images that the memory holds, or holds tiles of."""
+        return len(set(self.names)) or self.tokens.shape[1]
+
+    def others(self, index: int) -> list[int]:
+        """Places of what is not from the same image as the one at place ``index``."""
+        names = self.names or range(self.tokens.shape[1])
+        return [place for place, name in enumerate(names) if name != names[index]]
 
     def check_filled(self) -> None:
         """Refuse to compare with nothing.
@@ -71,6 +78,7 @@ class TokenMemory(nn.Module):
         """
         part = type(self)(self.tokens.shape[0], self.tokens.shape[3])  # type: ignore[call-arg]  # as subclasses are made
         part.tokens, part.grid = self.tokens[:, list(places)], self.grid
+        part.names = tuple(self.names[place] for place in places) if self.names else ()
         return part
 
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
@@ -119,19 +127,19 @@ class NormalMemory(TokenMemory):
         self._pairs: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
-    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None) -> None:
+    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None, names: Sequence[str] = ()) -> None:
         """Remember normal images instead of those before.
 
         Args:
             tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first.
             grid: Rows and columns of the patches; ``None``: a square.
+            names: See :class:`TokenMemory`.
         """
         self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
-        distances = [_left_out(patches, index, self.grid) for index in range(patches.shape[1])]
-        normal = torch.stack(distances, dim=1)  # [S, K, L]
-        self.tokens = patches.half()
-        self._measure(normal)
+        self.tokens, self.names = patches.half(), tuple(names)
+        distances = [_left_out(patches, index, self.grid, self.others(index)) for index in range(patches.shape[1])]
+        self._measure(torch.stack(distances, dim=1))  # [S, K, L]
 
     @torch.no_grad()
     def part(self, places: Sequence[int]) -> "NormalMemory":
@@ -148,11 +156,16 @@ class NormalMemory(TokenMemory):
         part = NormalMemory(self.tokens.shape[0], self.tokens.shape[3])
         chosen = list(places)
         part.tokens, part.grid = self.tokens[:, chosen], self.grid
-        if len(chosen) == 1:
-            part._measure(_left_out(part.tokens.float(), 0, self.grid)[:, None])  # of this class
+        part.names = tuple(self.names[place] for place in chosen) if self.names else ()
+        others = [part.others(index) for index in range(len(chosen))]
+        if not others[0]:
+            own = [_left_out(part.tokens.float(), index, self.grid, []) for index in range(len(chosen))]
+            part._measure(torch.stack(own, dim=1))  # of this class
         else:
             cosine = self._pairs[1][:, chosen][:, :, chosen].clone()  # [S, k, k, L]
-            cosine.diagonal(dim1=1, dim2=2).fill_(-1)
+            for index, places_of_others in enumerate(others):
+                same = [place for place in range(len(chosen)) if place not in places_of_others]
+                cosine[:, index, same] = -1
             part._measure(1 - cosine.amax(dim=2))  # of this class
         return part
 
@@ -201,14 +214,13 @@ class NormalMemory(TokenMemory):
         return torch.stack(distances).mean(dim=0)
 
 
-def _left_out(patches: torch.Tensor, index: int, grid: Grid) -> torch.Tensor:
-    """Distances ``[S, L]`` of one image of ``[S, K, L, D]`` to the others; of a single one to its farther patches."""
-    others = [place for place in range(patches.shape[1]) if place != index]
+def _left_out(patches: torch.Tensor, index: int, grid: Grid, others: Sequence[int]) -> torch.Tensor:
+    """Distances ``[S, L]`` of one image of ``[S, K, L, D]`` to the others; without any to its own farther patches."""
     if others:
         return torch.cat([1 - nearest(layer[index : index + 1], layer[others]) for layer in patches])
     places = torch.cartesian_prod(*(torch.arange(side, device=patches.device) for side in grid))
     near = (places[:, None] - places).abs().amax(dim=-1) < NEAR
-    cosine = (patches[:, 0] @ patches[:, 0].mT).masked_fill(near, -1)
+    cosine = (patches[:, index] @ patches[:, index].mT).masked_fill(near, -1)
     return 1 - cosine.amax(dim=-1)
 
 

@@ -19,7 +19,7 @@ def collect_references(
     datamodule: Any,  # noqa: ANN401  # any data module of anomalib, or none
     transform: Callable[[torch.Tensor], torch.Tensor] | None,
     seed: int | None,
-) -> tuple[torch.Tensor, list[Path]]:
+) -> tuple[list[torch.Tensor], list[Path]]:
     """Read ``k_shot`` normal images.
 
     Args:
@@ -30,7 +30,7 @@ def collect_references(
         seed: Of the choice.
 
     Returns:
-        tuple: Images ``[k_shot, 3, H, H]``, and their files.
+        tuple: Images ``[3, H, W]``, and their files.
 
     Raises:
         ValueError: If there is no source, it has fewer normal images, or one of them cannot be read.
@@ -47,7 +47,7 @@ def collect_references(
     else:
         files = _in_train_split(k_shot, datamodule, seed)
     images = [read_picture(file) for file in files]
-    return torch.stack([image if transform is None else transform(image) for image in images]), files
+    return [image if transform is None else transform(image) for image in images], files
 
 
 def files_in(k_shot: int, source: str | Path) -> list[Path]:

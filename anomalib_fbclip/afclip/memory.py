@@ -34,13 +34,15 @@ class WindowMemory(TokenMemory):
         super().__init__(num_layers, width, dtype=torch.float32)
 
     @torch.no_grad()
-    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None) -> None:
+    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None, names: Sequence[str] = ()) -> None:
         """Remember normal images instead of those before.
 
         Args:
             tokens: Tokens of the K images, for each block ``[K, 1 + L, D]``, class token first.
             grid: Rows and columns of the patches; ``None``: a square.
+            names: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
         """
+        self.names = tuple(names)
         self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         self.tokens = torch.stack([block[:, 1:].float() for block in tokens])
 

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip.adapted.stages import Stages
 from anomalib_fbclip.common.functional import tokens_to_grid
@@ -122,7 +124,11 @@ class StageMaps(Callback):
             chosen = chosen[: self.num_images - len(self.paths)]
         if not chosen:
             return
-        images = batch.image[chosen]
+        images, masks = batch.image[chosen], batch.gt_mask
+        tiling = getattr(pl_module, "tiling", None)
+        if tiling is not None:  # the stages of the whole image
+            images = tiling.whole(images)
+            masks = None if masks is None else resize(masks, list(images.shape[-2:]), InterpolationMode.NEAREST)
         _, stages = pl_module.model(images, return_stages=True)
         clip = pl_module.model.clip
         mean, std = (images.new_tensor(values)[:, None, None] for values in (clip.mean, clip.std))
@@ -130,7 +136,7 @@ class StageMaps(Callback):
         folder = self.dirpath or Path(trainer.default_root_dir) / "stages"
         for place, index in enumerate(chosen):
             name = Path(names[index])
-            mask = None if batch.gt_mask is None else _numpy(batch.gt_mask[index].squeeze())
+            mask = None if masks is None else _numpy(masks[index].squeeze())
             title = f"{name.parent.name}/{name.name}"
             figure = draw_stages(stages, pl_module.model.feature_layers, place, _numpy(pictures[place]), mask, title)
             path = self._free(folder / name.parent.name / name.stem)

@@ -14,7 +14,11 @@ import yaml
 from anomalib_fbclip.adapted import adapter_file
 from anomalib_fbclip.adapted.load import load_module
 
-_SCORING = {"image_size": "input in pixels, such as 518 or [336,672],", "resize": "'squash' or 'keep',"}
+_SCORING = {
+    "image_size": "input in pixels, such as 518 or [336,672],",
+    "resize": "'squash' or 'keep',",
+    "tiles": "side of tiles in pixels,",
+}
 """Arguments of the model that change its scores, and so its thresholds."""
 
 

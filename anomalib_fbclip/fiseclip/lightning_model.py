@@ -69,7 +69,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
-        **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`. ``normal_source`` is a folder of
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`. ``tiles`` needs
+            ``matching=False``: tiles of one image must not be each other's references. ``normal_source`` is a folder of
             two images or more here: they serve the thresholds alone, each is scored by the others, and they are no
             references of the images of a run.
 
@@ -112,6 +113,12 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         **kwargs,
     ) -> None:
         super().__init__(backbone=backbone, pretrained=pretrained, **kwargs)
+        if self._tiles["tiles"] is not None and matching:
+            msg = (
+                f"tiles={self._tiles['tiles']} with matching=True: images of a batch are each other's references, and "
+            )
+            msg += "tiles of one image would be, too. Give matching=False (the text alone), or no tiles."
+            raise ValueError(msg)
         if self.calibrator.normal_source is not None and matching and not bank_size:
             msg = f"normal_source={self.calibrator.normal_source!r} with bank_size=0: give bank_size=1 or more."
             raise ValueError(msg)
@@ -303,6 +310,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         return (image if transform is None else transform(image))[0]
 
     def _predict(self, batch: Batch) -> Batch:
+        if self.tiling is not None:
+            return super()._predict(batch)
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]

@@ -5,7 +5,7 @@
 
 import logging
 import zipfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: S403  # the error alone
@@ -104,6 +104,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         **module.identity(),
         "image_size": module.image_size,
         "resize": module.resize,
+        "tiles": module.calibration_settings()["tiles"],
         "source": module.source,
         "memory_names": list(getattr(module.model, "memory_names", ())),
     }
@@ -141,14 +142,22 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
             "pretrained."
         )
         raise ValueError(msg)
-    for name, value in (("image_size", module.image_size), ("resize", module.resize)):
-        theirs = ours.get(name, "squash")  # files from before it was stored
+    before = {"resize": "squash", "tiles": None}  # files from before it was stored
+    now = {"image_size": module.image_size, "resize": module.resize, "tiles": module.calibration_settings()["tiles"]}
+    for name, value in now.items():
+        theirs = {**before, **ours}[name]
         if plain(theirs) != value:
             logger.warning("The checkpoint was made at %s=%s, this model keeps its %s=%s.", name, theirs, name, value)
             checkpoint.pop(_PRE_PROCESSOR, None)
     module.source = ours["source"]
     if "model.memory.tokens" in checkpoint["state_dict"]:
-        module.model.memory_names = tuple(ours.get("memory_names", ()))
+        module.model.memory_names = tuple(stored_memory_names(checkpoint))
+
+
+def stored_memory_names(checkpoint: Mapping[str, Any]) -> Sequence[str]:
+    """Names of what the memory in a checkpoint holds, see :class:`TokenMemory`; empty where they are not known."""
+    ours = checkpoint.get(_KEY)
+    return ours.get("memory_names", ()) if isinstance(ours, Mapping) else ()
 
 
 def refill(module: LightningModule, state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import pair
 
 from .module import ScoringModule
-from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions
+from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions, TileCanvas
+from .tiling import Tiling
 
 PAPER_IMAGE_SIZE = 518
 
@@ -38,7 +39,14 @@ class CLIPModule(ScoringModule):
             ``None``: the paper's 518 for patches of 14 pixels, else the size that the backbone was trained with.
         resize: ``"squash"``: every image is resized to ``image_size``, as in the papers. ``"keep"``: an image keeps its
             proportions and gets about as many patches as ``image_size`` has. Images of one batch must then have the
-            same proportions: else give batches of one image.
+            same proportions: else give batches of one image. ``None``: ``"squash"``, or with ``tiles`` ``"keep"`` for
+            the whole image beside them (but with ``k_shot`` ``"squash"``: tiles and whole images share one memory).
+        tiles: Side of square tiles in pixels of the original image, which are scored as images of their own, together
+            with the whole image: see :class:`~anomalib_fbclip.host.tiling.Tiling`. ``None``: none. Images of one batch
+            must then have the same size: else give batches of one image.
+        overlap: Share of its side that a tile has in common with the next one, at least, in [0, 0.9]. Only with
+            ``tiles``.
+        tile_batch_size: Tiles that are scored together. Only with ``tiles``.
         quick_gelu: Activation of a local weights file, see :func:`anomalib_fbclip.clip.load_clip`.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.module.ScoringModule`.
 
@@ -52,18 +60,22 @@ class CLIPModule(ScoringModule):
         pretrained: str | None = "openai",
         pre_trained: bool = True,
         image_size: int | Sequence[int] | None = None,
-        resize: str = "squash",
+        resize: str | None = None,
+        tiles: int | None = None,
+        overlap: float = 0.25,
+        tile_batch_size: int = 8,
         quick_gelu: bool | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        if resize not in RESIZES:
-            msg = f"resize={resize!r}: choose one of {list(RESIZES)}."
+        if resize not in {*RESIZES, None}:
+            msg = f"resize={resize!r}: choose one of {list(RESIZES)}, or None."
             raise ValueError(msg)
-        if resize != "squash" and not self._own_pre_processor:
-            msg = f"resize={resize!r} needs this model's own pre-processor: leave pre_processor at True."
+        if (resize == "keep" or tiles is not None) and not self._own_pre_processor:
+            msg = f"resize={resize!r}, tiles={tiles} need this model's own pre-processor: leave pre_processor at True."
             raise ValueError(msg)
-        self.resize = resize
+        self._resize = resize
+        self._tiles: dict[str, Any] = {"tiles": tiles, "overlap": overlap, "tile_batch_size": tile_batch_size}
         self._backbone: dict[str, Any] = {
             "backbone": backbone,
             "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
@@ -86,10 +98,18 @@ class CLIPModule(ScoringModule):
         # Buffers made in inference mode could not be changed later, parameters not be trained.
         with torch.inference_mode(mode=False):
             clip = self.load_backbone()
+            self.tiling = self.tiling_for(clip)
             if self._own_pre_processor:
                 self.pre_processor = self.pre_processor_for(clip)
             self.model = model(clip, **arguments)
         self.image_size = clip.image_size
+
+    @property
+    def resize(self) -> str:
+        """What becomes of the proportions of whole images, ``"squash"`` or ``"keep"``."""
+        if self._resize is not None:
+            return self._resize
+        return "keep" if self._tiles["tiles"] is not None and not getattr(self, "k_shot", 0) else "squash"
 
     def pre_processor_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> PreProcessor:
         """The pre-processor that the arguments name.
@@ -98,11 +118,31 @@ class CLIPModule(ScoringModule):
             clip: Backbone, for its statistics and patches.
             image_size: In place of the backbone's.
         """
-        pre_processor = self.configure_pre_processor(pair(image_size or clip.image_size), clip.mean, clip.std)
-        if self.resize == "keep":
-            fit: Transform = KeepProportions(pair(image_size or clip.image_size), clip.patch_size)
-            pre_processor = ExactPreProcessor(Compose([fit, Normalize(mean=clip.mean, std=clip.std)]))
-        return pre_processor
+        size, tiling = pair(image_size or clip.image_size), self.tiling_for(clip, image_size)
+        if tiling is None and self.resize == "squash":
+            return self.configure_pre_processor(size, clip.mean, clip.std)
+        fit: Transform = KeepProportions(size, clip.patch_size) if tiling is None else TileCanvas(tiling.canvas)
+        return ExactPreProcessor(Compose([fit, Normalize(mean=clip.mean, std=clip.std)]))
+
+    def tiling_for(self, clip: FrozenCLIP, image_size: int | tuple[int, int] | None = None) -> Tiling | None:
+        """How images are cut into tiles; ``None``: not.
+
+        Args:
+            clip: See :meth:`pre_processor_for`.
+            image_size: See :meth:`pre_processor_for`.
+
+        Raises:
+            ValueError: If the arguments are out of range, or the model's input is no square.
+        """
+        side = self._tiles["tiles"]
+        if side is None:
+            return None
+        height, width = pair(image_size or clip.image_size)
+        if height != width:
+            msg = f"image_size={(height, width)} with tiles={side}: tiles are squares, give image_size as one number."
+            raise ValueError(msg)
+        fit = KeepProportions((height, width), clip.patch_size) if self.resize == "keep" else None
+        return Tiling(side, self._tiles["overlap"], height, self._tiles["tile_batch_size"], fit)
 
     def load_backbone(self) -> FrozenCLIP:
         """The frozen backbone that the arguments name."""
@@ -117,7 +157,13 @@ class CLIPModule(ScoringModule):
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for."""
-        return {**super().calibration_settings(), "smoothing_sigma": self.model.smoothing_sigma}
+        return {
+            **super().calibration_settings(),
+            "smoothing_sigma": self.model.smoothing_sigma,
+            "resize": self.resize,
+            "tiles": self._tiles["tiles"],
+            **({} if self.tiling is None else {"overlap": self.tiling.overlap}),
+        }
 
     @classmethod
     def configure_pre_processor(

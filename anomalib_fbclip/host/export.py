@@ -53,7 +53,7 @@ def describe(module: LightningModule, input_size: tuple[int, int] | None = None)
         "backbone": identity["backbone"],
         "backbone_fingerprint": identity["fingerprint"],
         "image_size": as_json(module.image_size),
-        "resize": module.resize,
+        **{name: module.calibration_settings().get(name) for name in ("resize", "tiles")},
         "input_size": list(input_size) if input_size else None,
         "input": "RGB in [0, 1], [batch, 3, height, width]; resizing and normalisation are part of the model",
         "pre_processing": [str(step) for step in getattr(transform, "transforms", [transform])],

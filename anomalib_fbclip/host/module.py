@@ -32,6 +32,7 @@ from .prediction_index import PredictionIndex
 from .processes import share_folder
 from .report import Report
 from .thresholds import check_rate
+from .tiling import Tiling
 from .unreadable import name_unreadable, read_picture, restore
 from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
 from .verdicts import Confusion, how_to_calibrate, is_calibrated
@@ -67,9 +68,9 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     Attributes:
         model: The torch model.
         image_size: Height and width of the input in pixels; one number for a square.
-        resize: Whether images are squashed to ``image_size``, or how else they are resized.
         weights: The adapter of a model that has one.
         source: What the adapter was trained on, as far as it is known.
+        tiling: How images are cut into tiles; ``None``: not.
         calibrator: What the user wants of the thresholds.
         export_metadata: What an exported file says about itself.
         validates_on_test_images: Whether the data module of the last run validates on the images that it tests.
@@ -80,12 +81,12 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     """
 
     image_size: int | tuple[int, int]
-    resize = "squash"
     calibrator: Calibrator
     weights: str | None = None
     source: str | None = None
     export_metadata: dict[str, Any] | None = None
     validates_on_test_images = False
+    tiling: Tiling | None = None
     _warned_uniform = False
     _kept: KeptPredictions | None = None
     _limit_val_batches: int | float | None = None
@@ -330,9 +331,16 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         finally:
             self.model.train(training)
 
+    def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
+        """Scores and maps of raw images ``[B, 3, H, W]`` in [0, 1], as anomalib's, which knows no tiles."""
+        del args, kwargs
+        batch = self.pre_processor(batch) if self.pre_processor else batch
+        found = self.score_images(batch)
+        return self.post_processor(found) if self.post_processor else found
+
     def score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
-        return self.model(images)
+        return self.model(images) if self.tiling is None else self.tiling(self.model, images)
 
     def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
         """The same as if the model had not seen this image before; ``None`` where it knows nothing else.
@@ -351,7 +359,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
-        return {"image_size": as_json(self.image_size), "resize": self.resize}
+        return {"image_size": as_json(self.image_size)}
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have in common with the model: ``backbone``, its name, and ``fingerprint``."""
@@ -368,7 +376,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
-        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", **metadata}
+        before = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", "tiles": None, "overlap": None}
+        theirs = {**before, **metadata}
         ours = self.calibration_settings()
         different = [name for name, value in ours.items() if theirs[name] != value]
         if not different:
@@ -410,8 +419,9 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             ValueError: If ``input_size`` is missing.
         """
         if input_size is None and self.fits_images:
-            msg = f"resize={self.resize!r}: a graph has fixed sizes, give input_size=[height, width] of the raw images "
-            msg += "(--input_size '[600,800]')."
+            settings = ", ".join(f"{name}={value!r}" for name, value in self.calibration_settings().items())
+            msg = f"{settings}: a graph has fixed sizes, give input_size, "
+            msg += "height and width of the raw images (--input_size '[600,800]')."
             raise ValueError(msg)
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
@@ -447,7 +457,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
-        return batch.update(**self.model(batch.image)._asdict())
+        return batch.update(**self.score_images(batch.image)._asdict())
 
     def check_images(self, batch: Batch) -> None:
         """Name the files that hold NaN; warn once of images of one uniform colour.

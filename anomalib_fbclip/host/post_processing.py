@@ -136,7 +136,10 @@ class ProbabilityPostProcessor(PostProcessor):
     ) -> torch.Tensor | None:
         if preds is None:
             return None
-        # Multiplying by the reciprocal slope keeps 0.5 an exact fixed point of the threshold 0.5.
-        below = 0.5 * (preds - norm_min) / (threshold - norm_min).clamp(min=1e-12)
-        above = 0.5 + 0.5 * (preds - threshold) / (norm_max - threshold).clamp(min=1e-12)
-        return torch.where(preds <= threshold, below, above).clamp(0, 1)
+        # Multiplying by the reciprocal slope keeps 0.5 an exact fixed point of the threshold 0.5. In place, as a map of
+        # a large image has hundreds of megabytes.
+        below = (preds - norm_min).mul_(0.5).div_((threshold - norm_min).clamp(min=1e-12))
+        above = (preds - threshold).mul_(0.5).div_((norm_max - threshold).clamp(min=1e-12)).add_(0.5)
+        above = torch.where(preds <= threshold, below, above)
+        del below
+        return above.clamp_(0, 1)

@@ -8,23 +8,50 @@ tested. Resizing is linear and separable: two matrix products do the same, exact
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import torch
+from anomalib.data import Batch
 from anomalib.pre_processing import PreProcessor
+from lightning.pytorch import LightningModule, Trainer
 from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
-from torchvision.transforms.v2.functional import get_size
+from torchvision.transforms.v2.functional import get_size, normalize
 
 from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "RESIZES", "ExactPreProcessor", "FittingResize", "KeepProportions", "resize_matrix"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "RESIZES",
+    "ExactPreProcessor",
+    "FittingResize",
+    "KeepProportions",
+    "TileCanvas",
+    "linear_matrix",
+    "resize_images",
+    "resize_matrix",
+]
 
 RESIZES = ("squash", "keep")
 """What becomes of an image's proportions: those of ``image_size``, as in the papers, or its own."""
 _NEAR = 0.2  # how far the number of patches may be from that of image_size
 
+Kernel = Callable[[torch.Tensor], torch.Tensor]
+"""Distances in units of the kernel's scale, not negative, to weights."""
+
 _CUBIC = -0.5  # the a of Keys' kernel in PyTorch's antialiased resize; without antialiasing it takes -0.75
+
+
+def _cubic(x: torch.Tensor) -> torch.Tensor:
+    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+    far = ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _linear(x: torch.Tensor) -> torch.Tensor:
+    return (1 - x).clamp(min=0)
 
 
 class FittingResize(Resize):
@@ -88,6 +115,27 @@ def _nearest_grid(proportion: float, count: int) -> tuple[int, int]:
     return min(grids, key=rank)
 
 
+class TileCanvas(Transform):
+    """Reduce an image to the size that its tiles are cut at.
+
+    It is no ``Resize``, or anomalib would apply it twice, where an image is read and in the batch.
+
+    Args:
+        fit: Height and width of an image to those of its canvas, see :meth:`Tiling.canvas`.
+    """
+
+    def __init__(self, fit: Callable[[int, int], tuple[int, int]]) -> None:
+        super().__init__()
+        self.fit = fit
+
+    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401  # images, masks, or structures of them
+        """Resize images, the first of the inputs, and masks (nearest) like them."""
+        before = tuple(get_size(inputs[0]))
+        size = self.fit(*before)
+        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
+        return resize(*inputs) if size != before else inputs if len(inputs) > 1 else inputs[0]
+
+
 class ExactPreProcessor(PreProcessor):
     """anomalib's pre-processor, whose export keeps the antialiased resize.
 
@@ -98,7 +146,23 @@ class ExactPreProcessor(PreProcessor):
     @property
     def fits_images(self) -> bool:
         """Whether the size of an image after the resize depends on its size before."""
-        return any(isinstance(step, FittingResize) for step in getattr(self.transform, "transforms", ()))
+        return any(isinstance(step, (FittingResize, TileCanvas)) for step in getattr(self.transform, "transforms", ()))
+
+    def on_predict_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Pre-process a batch; one that is cut into tiles in its own memory, as the loader keeps a large image."""
+        steps = getattr(self.transform, "transforms", [])
+        if len(steps) == 2 and isinstance(steps[0], TileCanvas) and isinstance(steps[1], Normalize):
+            batch.image, batch.gt_mask = steps[0](batch.image, batch.gt_mask)
+            batch.image = normalize(batch.image, list(steps[1].mean), list(steps[1].std), inplace=True)
+        else:
+            super().on_predict_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
 
     def checkpoint_config(self) -> dict[str, Any]:
         """What a checkpoint keeps; of a resize of ours nothing, for the model's arguments say it."""
@@ -116,8 +180,8 @@ class ExactPreProcessor(PreProcessor):
         if not torch.compiler.is_exporting():
             return self.transform(batch)
         for step in _normalize_first(self.transform):
-            if isinstance(step, FittingResize):
-                batch = _resize(batch, *step.fit(*batch.shape[-2:]))
+            if isinstance(step, (FittingResize, TileCanvas)):
+                batch = resize_images(batch, *step.fit(*batch.shape[-2:]))
             else:
                 batch = _resize(batch, *step.size) if _is_exact_resize(step) else step(batch)
         return batch
@@ -136,7 +200,22 @@ def resize_matrix(size_in: int, size_out: int) -> torch.Tensor:
     return _matrix(torch.ones(size_in, dtype=torch.int64).cumsum(0), size_out, torch.float32)
 
 
-def _matrix(places: torch.Tensor, size_out: int, dtype: torch.dtype) -> torch.Tensor:
+def linear_matrix(size_in: int, size_out: int) -> torch.Tensor:
+    """Matrix ``[size_out, size_in]`` of the antialiased bilinear resize along one axis; not negative, rows sum to 1."""
+    return _matrix(torch.arange(1, size_in + 1, dtype=torch.float64), size_out, torch.float64, _linear).float()
+
+
+def resize_images(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Antialiased bicubic resize of images ``[B, 3, H, W]`` in two matrix products, the same in any runtime."""
+    return images if images.shape[-2:] == (height, width) else _resize(images, height, width)
+
+
+def _matrix(
+    places: torch.Tensor,
+    size_out: int,
+    dtype: torch.dtype,
+    kernel: Kernel = _cubic,
+) -> torch.Tensor:
     """Matrix from the places 1, 2, ..., ``size_in`` of the pixels.
 
     Distances of pixel centres are whole numbers over one denominator, and are subtracted as such: a runtime that
@@ -145,9 +224,7 @@ def _matrix(places: torch.Tensor, size_out: int, dtype: torch.dtype) -> torch.Te
     size_in = places[-1]
     centres = (2 * torch.arange(size_out, dtype=places.dtype) + 1)[:, None] * size_in
     x = ((2 * places - 1)[None] * size_out - centres).abs().to(dtype) / (2 * size_in.clamp(min=size_out)).to(dtype)
-    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
-    far = ((_CUBIC * x - 5 * _CUBIC) * x + 8 * _CUBIC) * x - 4 * _CUBIC
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    weights = kernel(x)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
@@ -171,7 +248,7 @@ def _normalize_first(transform: Transform) -> list[Transform]:
 
 
 def _is_exact_resize(step: object) -> bool:
-    return (
+    return isinstance(step, TileCanvas) or (
         isinstance(step, Resize)
         and step.interpolation is InterpolationMode.BICUBIC
         and bool(step.antialias)

@@ -97,7 +97,7 @@ def measure(datamodules: list[AnomalibDataModule], shots: list[int], choices: in
                 if shot:
                     transform = model.pre_processor.transform
                     images, _ = collect_references(shot, None, datamodule, transform, seed=choice)
-                    model.model.remember(images)
+                    model.model.remember(torch.stack(images))
                 found.append(scores(model, test, few_shot=shot > 0))
             rows.append(np.mean(found, 0))
         cells = [f"{mean:.1f}" for mean in np.mean(rows, 0)]

@@ -1,0 +1,197 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What true proportions and tiles are worth on real photographs, with the embedded backbone.
+
+Sets, all made from the magnetic tiles (https://github.com/abin24/Magnetic-tile-defect-datasets.) with blowholes, breaks
+and cracks, and from the steel strips of SD-saliency-900 where they are there:
+
+* ``cells``: photographs, each resized to 120 x 120;
+* ``strips``, ``mosaics``: cells in a row of four, or three by three; in a bad image one of them has a defect;
+* ``photos``: the photographs at their own size and proportions, without any seam;
+* ``cracks``: those of cracks, resized to 480 x 120;
+* ``steel``: photographs of 200 x 200, all with a defect.
+
+Ways: ``squashed`` to the model's square, ``kept`` proportions, ``tiled`` without the whole image, ``joined``, which is
+what ``tiles=`` does. Tiles are the cells, without overlap where these are photographs of their own; of photos and steel
+half of the shorter side. Metrics are at the size of the image. ``python -m recipes.tiles --data ../shared/data``
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from anomalib.data import InferenceBatch
+from anomalib.data.utils import read_image, read_mask
+from torch.nn import functional as F  # noqa: N812
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.host.metrics import ImageScores, ScoreHistogram
+
+CELL = 120
+DEFECTS = ("MT_Blowhole", "MT_Break", "MT_Crack")
+
+
+@dataclass
+class Sample:
+    """An image ``[3, H, W]`` in [0, 1] and its mask ``[H, W]``."""
+
+    image: torch.Tensor
+    mask: torch.Tensor
+
+    def resized(self, height: int, width: int) -> "Sample":
+        """The same at another size."""
+        image = resize(self.image, [height, width], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+        return Sample(image, resize(self.mask[None].float(), [height, width], InterpolationMode.NEAREST)[0] > 0)
+
+
+def read(files: Sequence[Path], mask_of: Callable[[Path], Path | None]) -> list[Sample]:
+    """Images with their masks; without one, all is normal."""
+    samples = []
+    for file in files:
+        image, place = torch.as_tensor(read_image(file, as_tensor=True)), mask_of(file)
+        mask = torch.zeros(image.shape[1:]) if place is None else torch.as_tensor(read_mask(place, as_tensor=True))
+        mask = resize(mask.reshape(1, *mask.shape[-2:]).float(), list(image.shape[1:]), InterpolationMode.NEAREST)[0]
+        samples.append(Sample(image, mask > 0))
+    return samples
+
+
+def grid_of_cells(cells: Sequence[Sample], columns: int) -> Sample:
+    """Cells side by side, row by row."""
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return Sample(
+        torch.cat([torch.cat([cell.image for cell in row], dim=2) for row in rows], dim=1),
+        torch.cat([torch.cat([cell.mask for cell in row], dim=1) for row in rows], dim=0),
+    )
+
+
+def make_sets(data: Path, number: int) -> dict[str, tuple[list[Sample], Callable[[Sample], int]]]:
+    """Each set, and the side of its tiles: two thirds of the images bad, one third good."""
+    draw = random.Random(0)  # noqa: S311  # no secret
+    root = data / "magnetic_tile"
+    good = read(sorted((root / "MT_Free" / "Imgs").glob("*.jpg"))[3::5], lambda _: None)
+    draw.shuffle(good)
+    bad = []
+    for defect in DEFECTS:
+        files = sorted((root / defect / "Imgs").glob("*.jpg"))[::2][:24]
+        bad += read(files, lambda file: file.with_suffix(".png"))
+    good_cells, bad_cells = ([each.resized(CELL, CELL) for each in group] for group in (good, bad))
+
+    def composed(count: int, columns: int, rows: int) -> tuple[list[list[Sample]], list[Sample]]:
+        groups = []
+        for index in range(count + count // 2):
+            cells = draw.sample(good_cells, rows * columns)
+            if index < count:
+                cells[draw.randrange(len(cells))] = bad_cells[index * len(bad_cells) // count]
+            groups.append(cells)
+        return groups, [grid_of_cells(cells, columns) for cells in groups]
+
+    def cell(_: Sample) -> int:
+        return CELL
+
+    def half(sample: Sample) -> int:
+        return min(sample.mask.shape) // 2
+
+    cells, strips = composed(number, 4, 1)
+    _, mosaics = composed(max(1, number // 2), 3, 3)
+    spread = range(0, len(bad), max(1, len(bad) // number))
+    sets = {
+        "cells": ([each for group in cells for each in group], cell),
+        "strips": (strips, cell),
+        "mosaics": (mosaics, cell),
+        "photos": ([bad[index] for index in spread] + good[: number // 2], half),
+        "cracks": (
+            [each.resized(CELL, 4 * CELL) for each in [*bad[-24:][: number // 2], *good[: number // 4]]],
+            cell,
+        ),
+    }
+    steel = data / "steel_strips"
+    if steel.is_dir():
+        files = sorted((steel / "images").iterdir())
+        files = files[:: max(1, len(files) // number)]
+        sets["steel"] = (read(files, lambda file: steel / "masks" / file.name), half)
+    return sets
+
+
+class Ways:
+    """Scores and maps of one image in each way."""
+
+    def __init__(self) -> None:
+        self.models = {
+            "squashed": FBCLIP(backbone="tiny").eval(),
+            "kept": FBCLIP(backbone="tiny", resize="keep").eval(),
+        }
+
+    @staticmethod
+    @lru_cache(maxsize=4)
+    def in_tiles(side: int, overlap: float) -> FBCLIP:
+        """The model with tiles."""
+        return FBCLIP(backbone="tiny", tiles=side, overlap=overlap).eval()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sample: Sample,
+        side: int,
+        seams: bool,
+        alone: bool,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """For each way score and map ``[h, w]``; ``seams``: no tile over two cells; ``alone``: no tiles."""
+        found = {}
+        for name, model in self.models.items():
+            batch = model(sample.image[None])
+            found[name] = (batch.pred_score[0], batch.anomaly_map.squeeze(0))
+            if alone:
+                return found
+        tiled = self.in_tiles(side, 0.0 if seams else 0.25)
+        canvas = tiled.pre_processor(sample.image[None])
+        seen: dict[bytes, InferenceBatch] = {}
+
+        def score(images: torch.Tensor) -> InferenceBatch:
+            key = images.numpy().tobytes()
+            if key not in seen:
+                seen[key] = tiled.model(images)
+            return seen[key]
+
+        scores, blended = tiled.tiling.blend(score, canvas, *tiled.tiling.places(*canvas.shape[-2:]))
+        found["tiled"] = (scores.max(), blended[0])
+        batch = tiled.tiling(score, canvas)
+        found["joined"] = (batch.pred_score[0], batch.anomaly_map[0])
+        return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--number", type=int, default=36, help="bad images of a set (default: %(default)s)")
+    parser.add_argument("--sets", nargs="*", help="some of the sets (default: all)")
+    arguments = parser.parse_args()
+    ways = Ways()
+    print("| set | images | way | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|---|---|")
+    for name, (samples, side) in make_sets(arguments.data, arguments.number).items():
+        if arguments.sets and name not in arguments.sets:
+            continue
+        flags = (name in {"strips", "mosaics"}, name == "cells")
+        meters: dict[str, tuple[ImageScores, ScoreHistogram]] = {}
+        for sample in samples:
+            for way, (score, anomaly_map) in ways(sample, side(sample), *flags).items():
+                image, pixel = meters.setdefault(way, (ImageScores(), ScoreHistogram(regions=True)))
+                anomaly_map = anomaly_map.reshape(1, 1, *anomaly_map.shape[-2:])  # noqa: PLW2901
+                sized = F.interpolate(anomaly_map, size=sample.mask.shape, mode="bilinear", antialias=True)
+                image.update(score[None], sample.mask.any()[None].long())
+                pixel.update(sized[0], sample.mask[None])
+        for way, (image, pixel) in meters.items():
+            values = (image.compute()["AUROC"], pixel.compute()["AUROC"], pixel.compute()["AUPRO"])
+            cells = " | ".join("" if value != value else f"{100 * value:.1f}" for value in values)  # noqa: PLR0124
+            print(f"| {name} | {len(samples)} | {way} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

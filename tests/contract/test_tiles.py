@@ -1,0 +1,191 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Large images scored in tiles."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from anomalib.data import Folder, InferenceBatch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.host.tiling import Tiling, blend_weights
+from tests.models import ADAPTED, CLASSES
+
+HEIGHT, WIDTH = 90, 150
+TILES = {"backbone": "tiny", "image_size": 40, "tiles": 60, "tile_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Four good and four bad images of 90 x 150 pixels, with masks."""
+    root = tmp_path_factory.mktemp("large")
+    for folder in ("good", "bad", "masks"):
+        (root / folder).mkdir()
+    random = np.random.default_rng(0)
+    for index in range(8):
+        image = random.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        if index % 2:
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            mask[40:48, 15 * index : 15 * index + 8] = 255
+            image[mask > 0] = 250
+            cv2.imwrite(str(root / "masks" / f"{index}.png"), mask)
+        cv2.imwrite(str(root / ("bad" if index % 2 else "good") / f"{index}.png"), image)
+    return root
+
+
+def folder_of(root):
+    named = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "masks", "normal_test_dir": "good"}
+    sizes = {"train_batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "val_split_mode": "same_as_test"}
+    return Folder(name="large", root=root, **named, **sizes)
+
+
+def brightness(images):
+    """A model for the tests of what is around it: the map is the image."""
+    return InferenceBatch(pred_score=images.mean(dim=(1, 2, 3)), anomaly_map=images.mean(dim=1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(8, 300),
+    width=st.integers(8, 300),
+    side=st.integers(8, 120),
+    size=st.integers(8, 64),
+    overlap=st.sampled_from([0.0, 0.25, 0.5]),
+)
+def test_tiles_cover_an_image_and_join_without_seams(height, width, side, size, overlap):
+    tiling = Tiling(side, overlap, size, 8)
+    canvas = tiling.canvas(height, width)
+    assert max(canvas) <= max(height, width)  # nothing is enlarged
+    cut, rows, columns = tiling.places(*canvas)
+    assert cut <= min(size, side)
+    for starts, length in ((rows, canvas[0]), (columns, canvas[1])):
+        assert (starts[0], starts[-1] + cut) == (0, length)
+        steps = np.diff(starts)
+        assert (steps <= np.ceil(max(1, cut * (1 - overlap)))).all()
+        weights = blend_weights(starts, cut, length)
+        assert_close(weights.sum(dim=0), torch.ones(length))
+    if len(rows) * len(columns) < 400:
+        constant = tiling(brightness, torch.full((1, 3, *canvas), 0.3)).anomaly_map
+        assert constant.shape == (1, *canvas)
+        assert (constant - 0.3).abs().max() < 1e-6
+
+
+def test_a_recorded_graph_joins_the_same():
+    tiling = Tiling(60, 0.25, 40, 4)
+    images = torch.rand(2, 3, *tiling.canvas(HEIGHT, WIDTH))
+    places = tiling.places(*images.shape[-2:])
+    for one, other in zip(
+        tiling.blend(brightness, images, *places),
+        tiling._blend_at_once(brightness, images, *places),
+        strict=True,
+    ):
+        assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_tiles_of_the_models_own_size_are_cut_as_they_are():
+    tiling = Tiling(40, 0.25, 40, 3)
+    images = torch.rand(1, 3, HEIGHT, WIDTH)
+    side, rows, columns = tiling.places(HEIGHT, WIDTH)
+    assert (tiling.canvas(HEIGHT, WIDTH), side) == ((HEIGHT, WIDTH), 40)
+    seen = []
+
+    def model(tiles):
+        seen.append(tiles)
+        return brightness(tiles)
+
+    blended = tiling.blend(model, images, side, rows, columns)[1]
+    assert_close(blended, images.mean(dim=1), rtol=0, atol=1e-6)
+    assert max(len(tiles) for tiles in seen) == 3
+    assert torch.equal(torch.cat(seen)[1], images[0, :, :40, columns[1] : columns[1] + 40])
+
+
+def test_each_argument_changes_something():
+    images = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    maps = []
+    for arguments in ({"tiles": None}, {}, {"tiles": 45}, {"overlap": 0.5}, {"resize": "squash"}):
+        with torch.no_grad():
+            maps.append(FBCLIP(**{**TILES, **arguments}).eval()(images).anomaly_map)
+    assert [tuple(each.shape[-2:]) for each in maps] == [(40, 40), (60, 100), (80, 133), (60, 100), (60, 100)]
+    for other in (maps[3], maps[4]):
+        assert not torch.allclose(maps[1], other, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_model_tests_predicts_and_resumes_in_tiles(name, images, engine, tmp_path):
+    model = CLASSES[name](metrics="full", **TILES, **({} if name in ADAPTED else {"matching": False}))
+    runner = engine()
+    results = runner.test(model, datamodule=folder_of(images))[0]
+    assert all(np.isfinite(value) for value in results.values())
+    found = engine().predict(model, data_path=images / "bad")
+    assert {tuple(batch.anomaly_map.shape[-2:]) for batch in found} == {(60, 100)}
+    runner.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = CLASSES[name].load_from_checkpoint(tmp_path / "a.ckpt")
+    assert engine().test(loaded, datamodule=folder_of(images))[0] == pytest.approx(results, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_the_tiles_of_normal_images_are_remembered(name, images, tmp_path):
+    few = CLASSES[name](k_shot=2, few_shot_source=images / "good", normal_source=str(images / "good"), **TILES)
+    line = few.save_line(tmp_path / "line.safetensors")
+    memory = few.model.memory
+    # A whole image and its tiles, 2 x 3 of them, for each of the two images.
+    assert (memory.num_images, memory.tokens.shape[1]) == (2, 14)
+    assert memory.others(0) == list(range(7, 14))
+    metadata = adapter_file.read(line)[1]
+    assert (metadata["k_shot"], metadata["tiles"], len(set(metadata["memory_names"]))) == (2, 60, 2)
+    again = CLASSES[name](backbone="tiny", weights=line).eval()
+    assert (again.k_shot, again.tiling, again.thresholds) == (2, few.tiling, few.thresholds)
+    raw = torch.rand(1, 3, HEIGHT, WIDTH)
+    with torch.no_grad():
+        assert torch.equal(again(raw).anomaly_map, few.eval()(raw).anomaly_map)
+    for tiles in (None, 45):
+        other = CLASSES[name](backbone="tiny", weights=line, few_shot_source=images / "good", k_shot=2, tiles=tiles)
+        assert other.thresholds["origin"] == "fixed" or tiles is None
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_exports_of_tiles(name, engine, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    openvino = pytest.importorskip("openvino")
+    light = {"weights": None, "feature_layers": [1]} if name in ADAPTED else {"matching": False}
+    light |= {"views": ["spa"]} if name == "FBCLIP" else {}
+    model = CLASSES[name](**TILES, **light).eval()
+    raw = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(raw)
+        loaded = torch.load(engine().export(model, "torch", export_root=tmp_path), weights_only=False)["model"]
+        assert_close(loaded(raw).anomaly_map, expected.anomaly_map)
+        assert loaded(torch.rand(1, 3, 70, 60)).anomaly_map.shape[-2:] == (47, 40)
+    with pytest.raises(ValueError, match="give input_size"):
+        model.to_onnx(tmp_path)
+    path = engine().export(model, "onnx", export_root=tmp_path, input_size=(HEIGHT, WIDTH))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {session.get_inputs()[0].name: raw.numpy()}), strict=True))
+    result = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(raw.numpy())
+    for key in ("pred_score", "anomaly_map"):
+        wanted = getattr(expected, key).flatten()
+        assert_close(torch.tensor(found[key]).flatten(), wanted, rtol=0, atol=1e-4)
+        assert_close(torch.tensor(result[key]).flatten(), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"tiles": 0}, "tiles=0: give the side"),
+        ({"overlap": 0.95}, "overlap=0.95"),
+        ({"tile_batch_size": 0}, "tile_batch_size=0"),
+        ({"image_size": [40, 48]}, "tiles are squares"),
+        ({"pre_processor": False}, "own pre-processor"),
+        ({"resize": "keep", "k_shot": 1, "few_shot_source": "good"}, "share one memory"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        FBCLIP(**{**TILES, **arguments})
