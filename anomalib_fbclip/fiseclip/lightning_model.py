@@ -22,6 +22,7 @@ from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.post_processing import LABELS
 from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, read_picture
 
+from .filtering import is_exporting
 from .torch_model import DEFAULT_CLASS, FiSeCLIPModel
 
 logger = logging.getLogger(__name__)
@@ -227,7 +228,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
 
     def score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
-        return self.model(images, [self._noun()] * len(images))
+        # A list would fix the batch size of a recorded graph, whose word in the prompts is fixed anyway.
+        return self.model(images, None if is_exporting() else [self._noun()] * len(images))
 
     def score_normal(self, source: str | Path) -> NormalScores:
         """Score the images by each other: they go into the bank in a first pass, so that none of them is alone.
