@@ -227,7 +227,13 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
 
     def score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
-        return self.model(images, [self._noun()] * len(images))
+        return self._score(images, [self._noun()] * len(images))
+
+    def _score(self, images: torch.Tensor, categories: list[str]) -> InferenceBatch:
+        if self.tiling is None:
+            return self.model(images, categories)
+        # Tiles come tile by tile, each of all images.
+        return self.tiling(lambda tiles: self.model(tiles, categories * (len(tiles) // len(images))), images)
 
     def score_normal(self, source: str | Path) -> NormalScores:
         """Score the images by each other: they go into the bank in a first pass, so that none of them is alone.
@@ -310,11 +316,11 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         return (image if transform is None else transform(image))[0]
 
     def _predict(self, batch: Batch) -> Batch:
-        if self.tiling is not None:
-            return super()._predict(batch)
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
+        if self.tiling is not None:
+            return batch.update(**self._score(batch.image, categories)._asdict())
         stages = self.model.analyse(batch.image, categories)
         matched = stages.num_references > 0
         text, distance = stages.refined_map.amax(dim=1)[matched], stages.distances.amax(dim=1)[matched]
