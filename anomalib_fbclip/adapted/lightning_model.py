@@ -26,6 +26,7 @@ from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_name
 from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
+from anomalib_fbclip.host.pre_processing import resize_images
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
@@ -342,12 +343,14 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         del args, kwargs
         self.check_images(batch)
         images, labels, masks = batch.image, batch.gt_label, batch.gt_mask
+        if self.tiling is not None:
+            images, masks = self._draw_tiles(images, masks)
         if self.supervision is Supervision.NORMAL_ONLY:
             images, labels, masks = self.synthesis(images)
         elif self.supervision is Supervision.LABELS:
             masks = None
-        # Synthesised anomalies are new in every step: a cache of them would only fill the disk.
-        cache = self.token_cache if self.supervision is not Supervision.NORMAL_ONLY else None
+        # Synthesised anomalies and drawn tiles are new in every step: a cache of them would only fill the disk.
+        cache = None if self.supervision is Supervision.NORMAL_ONLY or self.tiling is not None else self.token_cache
         scores = self.model.score(images, tokens=None if cache is None else cache.encode_image(images))
         anomaly_map = self.model.upsample(scores.grid_map, images.shape[-2:], sigma=0)
         parts = self.loss(
@@ -361,6 +364,18 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
         self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
         return total
+
+    def _draw_tiles(
+        self,
+        images: torch.Tensor,
+        masks: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tiles and whole images to train on, see :meth:`Tiling.draw`; where nobody knows the defects, whole images."""
+        tiling: Any = self.tiling
+        if self.supervision is Supervision.LABELS:
+            return resize_images(images, tiling.size, tiling.size), None
+        known = images.new_zeros(len(images), *images.shape[-2:]) if masks is None else masks
+        return tiling.draw(images, known.reshape(len(images), *images.shape[-2:]))
 
     def fill_memory(self) -> None:
         """Read the normal images of a few-shot model, unless it holds some: read before, or from a checkpoint.

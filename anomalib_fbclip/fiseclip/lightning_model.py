@@ -229,7 +229,17 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
     def score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
         # A list would fix the batch size of a recorded graph, whose word in the prompts is fixed anyway.
-        return self.model(images, None if is_exporting() else [self._noun()] * len(images))
+        return self._score(images, None if is_exporting() else [self._noun()] * len(images))
+
+    def _score(self, images: torch.Tensor, categories: list[str] | None) -> InferenceBatch:
+        if self.tiling is None:
+            return self.model(images, categories)
+
+        def score(tiles: torch.Tensor) -> InferenceBatch:
+            # Tiles come tile by tile, each of all images.
+            return self.model(tiles, None if categories is None else categories * (len(tiles) // len(images)))
+
+        return self.tiling(score, images)
 
     def score_normal(self, source: str | Path) -> NormalScores:
         """Score the images by each other: they go into the bank in a first pass, so that none of them is alone.
@@ -312,11 +322,11 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         return (image if transform is None else transform(image))[0]
 
     def _predict(self, batch: Batch) -> Batch:
-        if self.tiling is not None:
-            return super()._predict(batch)
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
+        if self.tiling is not None:
+            return batch.update(**self._score(batch.image, categories)._asdict())
         stages = self.model.analyse(batch.image, categories)
         evidence = (stages.refined_map.amax(dim=1), stages.distances.amax(dim=1), stages.num_references)
         self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait for it

@@ -335,7 +335,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """Scores and maps of raw images ``[B, 3, H, W]`` in [0, 1], as anomalib's, which knows no tiles."""
         del args, kwargs
         batch = self.pre_processor(batch) if self.pre_processor else batch
-        found = self.score_images(batch)
+        found = self.model(batch) if self.tiling is None else self.tiling(self.model, batch)
         return self.post_processor(found) if self.post_processor else found
 
     def score_images(self, images: torch.Tensor) -> InferenceBatch:

@@ -108,6 +108,38 @@ class Tiling:
         chosen = [places[int(index * step)] for index in range(min(most, len(places)))]
         return [self.whole(image)[0], *self.cut(image, chosen, side)]
 
+    def draw(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw for training: of each image at random the whole or a tile; of one with a defect, a tile that shows it.
+
+        Args:
+            images: Canvases ``[B, 3, H, W]``.
+            masks: ``[B, H, W]``, above 0 in defects.
+
+        Returns:
+            tuple: Images ``[B, 3, size, size]``, whole ones squashed, and their masks ``[B, size, size]``.
+        """
+        height, width = images.shape[-2:]
+        side, tiles, shown = self.places(height, width)[0], [], []
+        for image, mask in zip(images, masks, strict=True):
+            top, left, tall, wide = 0, 0, height, width
+            if torch.rand(()) < 0.5:
+                tall = wide = side
+                defect = mask.nonzero()
+                if len(defect):
+                    row, column = defect[int(torch.randint(len(defect), ()))].tolist()
+                    # Any tile that holds this pixel and lies in the image.
+                    top, left = (
+                        int(torch.randint(max(0, at - side + 1), min(at, length - side) + 1, ()))
+                        for at, length in ((row, height), (column, width))
+                    )
+                else:
+                    top, left = (int(torch.randint(length - side + 1, ())) for length in (height, width))
+            tiles.append(resize_images(image[None, :, top : top + tall, left : left + wide], self.size, self.size))
+            part = mask[None, None, top : top + tall, left : left + wide].float()
+            # No defect is lost between the rows that a nearest neighbour would take.
+            shown.append(F.adaptive_max_pool2d(part, self.size)[:, 0])
+        return torch.cat(tiles), torch.cat(shown)
+
     def __call__(self, score: Score, images: torch.Tensor) -> InferenceBatch:
         """Score whole images and their tiles, and join them.
 

@@ -149,6 +149,41 @@ def test_the_tiles_of_normal_images_are_remembered(name, images, tmp_path):
         assert other.thresholds["origin"] == "fixed" or tiles is None
 
 
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(20, 90), width=st.integers(20, 90), side=st.integers(8, 60), seed=st.integers(0, 99))
+def test_what_is_drawn_to_train_on_shows_the_defect(height, width, side, seed):
+    torch.manual_seed(seed)
+    tiling = Tiling(side, 0.25, 16, 4)
+    canvas = tiling.canvas(height, width)
+    masks = torch.zeros(6, *canvas)
+    for mask in masks[:4]:
+        mask[int(torch.randint(canvas[0], ())), int(torch.randint(canvas[1], ()))] = 1
+    images = masks[:, None].expand(-1, 3, -1, -1)
+    tiles, shown = tiling.draw(images, masks)
+    assert (tiles.shape, shown.shape) == ((6, 3, 16, 16), (6, 16, 16))
+    assert shown.amax(dim=(1, 2)).tolist() == [1, 1, 1, 1, 0, 0]
+    whole = tiling.draw(torch.ones(40, 3, *canvas), torch.zeros(40, *canvas))[0]
+    assert_close(whole, torch.ones_like(whole), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("anomalous", [True, False])
+def test_training_draws_tiles(anomalous, images, engine):
+    model = FBCLIP(**{**TILES, "weights": None, "learning_rate": 1e-2, "resize": "squash"})
+    seen = []
+    model.model.score, score = (
+        (lambda batch, tokens=None: seen.append(batch) or score(batch, tokens)),
+        model.model.score,
+    )
+    before = {key: value.clone() for key, value in model.model.trained_state_dict().items()}
+    data = folder_of(images)
+    if anomalous:
+        data.setup()
+        data.train_data.samples = data.test_data.samples
+    engine(max_epochs=2, limit_val_batches=0).fit(model, datamodule=data)
+    assert {tuple(batch.shape[1:]) for batch in seen} == {(3, 40, 40)}
+    assert any(not torch.equal(before[key], value) for key, value in model.model.trained_state_dict().items())
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_exports_of_tiles(name, engine, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
