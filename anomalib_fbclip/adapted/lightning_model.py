@@ -24,6 +24,7 @@ from anomalib_fbclip.common.arguments import check_arguments, default_values, pl
 from anomalib_fbclip.common.files import file_digest
 from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT
 from anomalib_fbclip.host.module import CLIPModule
+from anomalib_fbclip.host.regions import Regions
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
@@ -252,6 +253,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
                     self.few_shot_source,
                 )
                 return
+            if self.regions is None and self._takes_memory and metadata.get("region_mask"):
+                self.regions = Regions.unpacked(metadata["region_mask"])
             self.restore_thresholds(metadata)
 
     @property
@@ -371,7 +374,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         datamodule = getattr(self._trainer, "datamodule", None)
         transform = getattr(self.pre_processor, "transform", None)
         images, files = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
-        self.model.remember(images.to(self.device), [file_digest(file) for file in files])
+        self.model.remember(self.look(images.to(self.device), files), [file_digest(file) for file in files])
         logger.info("%d normal images remembered.", len(images))
 
     def on_validation_start(self) -> None:
@@ -466,11 +469,16 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if not self.k_shot:
             self.calibrate_once()
         thresholds = None if self.k_shot else self.thresholds
-        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": thresholds}
+        known = {**self._known(), "thresholds": thresholds}
         return adapter_file.save(self.model, path, **known, **extra)
 
+    def _known(self) -> dict[str, Any]:
+        """What a file says beside its tensors."""
+        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
+        return known if self.regions is None else {**known, "region": self.regions.digest()}
+
     def save_line(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
-        """Write a line file: the trained part, the memory of normal images, thresholds and settings.
+        """Write a line file: the trained part, the memory of normal images, region, thresholds and settings.
 
         ``weights=`` takes it alone. It holds features of the line's images and is marked as private.
 
@@ -486,7 +494,9 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             raise ValueError(msg)
         self.fill_memory()
         self.calibrate_once()
-        known = {"source": self.source, "pretrained": self.hparams.get("pretrained"), "thresholds": self.thresholds}
+        known = self._known()
+        if self.regions is not None:
+            known["region_mask"] = self.regions.packed()
         return adapter_file.save(self.model, path, memory=True, **known, **extra)
 
     def push_to_hub(

@@ -18,6 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.common.functional import is_dense
 
+from .regions import Regions
+
 logger = logging.getLogger(__name__)
 
 FROM_CHECKPOINT = "checkpoint"
@@ -99,7 +101,11 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT
     if "init_weights" in checkpoint["hyper_parameters"]:
         checkpoint["hyper_parameters"]["init_weights"] = None  # training has begun
+    region = module.regions
+    if region is not None and region.mask is not None:
+        checkpoint["hyper_parameters"] |= {"region": None, "crop_to_region": False}
     checkpoint[_KEY] = {
+        "region": None if region is None else region.packed(),
         "backbone": module.model.clip.name,
         "fingerprint": module.model.clip.fingerprint(),
         "image_size": module.image_size,
@@ -147,6 +153,8 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         )
         checkpoint.pop(_PRE_PROCESSOR, None)
     module.source = ours["source"]
+    if module.regions is None and ours.get("region") is not None:
+        module.regions = Regions.unpacked(ours["region"])
     if "model.memory.tokens" in checkpoint["state_dict"]:
         module.model.memory_names = tuple(ours.get("memory_names", ()))
 

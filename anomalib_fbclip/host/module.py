@@ -28,14 +28,16 @@ from anomalib_fbclip.data.sets import shares_source
 
 from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
-from .metrics import FullEvaluator
+from .map_files import MapFiles
+from .metrics import FullEvaluator, InsideEvaluator
 from .post_processing import FIXED, ProbabilityPostProcessor
 from .pre_processing import ExactPreProcessor
 from .prediction_index import PredictionIndex
 from .processes import share_folder
+from .regions import Regions
 from .report import Report
 from .thresholds import check_rate
-from .unreadable import name_unreadable, restore
+from .unreadable import files_of, name_unreadable, predicted_files, restore
 from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
 from .verdicts import Confusion, how_to_calibrate, is_calibrated
 from .visualization import PredictionVisualizer
@@ -75,8 +77,16 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         evaluator: As in every anomalib model; overrides ``metrics``.
         visualizer: As in every anomalib model.
         report: Whether a prediction also writes one HTML page, see :class:`Report`.
+        region: A mask, white inside, of the part of the images that is scored; or a folder of masks with the images'
+            names, see :class:`Regions`. Training does not use it. ``None``: all of each image.
+        crop_to_region: Cut images to the bounding box of the region before the resize, so that it fills the input.
+        min_area: Least area of a defect in pixels of the original image: smaller marked components are not shown, and
+            do not make an image anomalous. 0: all count.
+        save_maps: Write the maps of tests and predictions as numbers at the size of the images, see :class:`MapFiles`:
+            ``"png"`` (16 bit) or ``"npy"``. ``None``: not.
 
     Attributes:
+        regions: The region, or regions; ``None`` without.
         model: The torch model; its ``clip`` is the frozen backbone.
         image_size: Side of the square input in pixels.
         weights: The adapter of a model that has one.
@@ -99,6 +109,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     _warned_uniform = False
     _kept: KeptPredictions | None = None
     _limit_val_batches: int | float | None = None
+    _warned_outside = False
+    regions: Regions | None = None
     _named: Sequence[Any] = ()
 
     def __init__(
@@ -117,6 +129,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
         report: bool = False,
+        region: str | Path | None = None,
+        crop_to_region: bool = False,
+        min_area: int = 0,
+        save_maps: str | None = None,
     ) -> None:
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         settings = {name: value for name, value in self.hparams.items() if name not in _COMPONENTS}
@@ -128,14 +144,28 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if metrics not in {"default", "full"}:
             msg = f"metrics={metrics!r}: choose 'default' or 'full'."
             raise ValueError(msg)
-        if evaluator is True and metrics == "full":
-            self.evaluator = FullEvaluator()
+        if crop_to_region and region is None:
+            msg = "crop_to_region=True without a region: give region, a mask or a folder of masks."
+            raise ValueError(msg)
+        self.regions = None if region is None else Regions(region, crop_to_region)
+        if evaluator is True:
+            plain_metrics = [*self.evaluator.test_metrics]  # type: ignore[has-type]  # anomalib's
+            self.evaluator = FullEvaluator() if metrics == "full" else InsideEvaluator(test_metrics=plain_metrics)
         self.calibrator = Calibrator(
             self.post_processor,
             str(normal_source) if normal_source is not None else None,
             false_alarm_rate,
             threshold,
         )
+        if min_area < 0:
+            msg = f"min_area={min_area}: give pixels of the original image, 1 or more, or 0 for no least area."
+            raise ValueError(msg)
+        if min_area:
+            if not isinstance(self.post_processor, ProbabilityPostProcessor):
+                msg = f"min_area={min_area} needs this model's own post-processor: leave post_processor at True."
+                raise ValueError(msg)
+            self.post_processor.min_area = min_area
+        self._map_files = None if save_maps is None else MapFiles(save_maps)
         self._backbone: dict[str, Any] = {
             "backbone": backbone,
             "pretrained": str(pretrained) if pretrained is not None and pre_trained else None,
@@ -198,6 +228,9 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             if self._learns_nothing():
                 self._limit_val_batches, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
         self._named = name_unreadable(self.trainer, stage)
+        if self.regions is not None and stage != "fit":
+            for name in {"validate": ("val_data",), "test": ("test_data",)}.get(stage, ()):
+                self.regions.check(files_of(getattr(datamodule, name, None)))
         checkpoints.name_damaged(self.trainer)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
@@ -232,14 +265,21 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """The components; a table of each prediction, the confusion matrix of each test; the report if wanted."""
         # Named here even if the trainer has them: Lightning then moves them behind the post-processor.
         callbacks = super().configure_callbacks()
-        for kind, wanted in ((Confusion, True), (PredictionIndex, True), (Report, self._report)):
+        wanted: dict[type[Callback], Callback | None] = {
+            Confusion: Confusion(),
+            MapFiles: self._map_files,
+            PredictionIndex: PredictionIndex(),
+            Report: Report() if self._report else None,
+        }
+        for kind, ours in wanted.items():
             given = [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]
-            callbacks = [*callbacks, *(given or ([kind()] if wanted else []))]
+            callbacks = [*callbacks, *(given or ([ours] if ours is not None else []))]
         return callbacks
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del args, kwargs
+        self._cut_truth(batch)
         batch = self._predict(batch)
         if self._kept is not None:
             self._kept.add(batch)
@@ -248,6 +288,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del batch_idx, args, kwargs
+        self._cut_truth(batch)
         kept = self._kept.take(batch) if self._kept is not None else None
         return self._predict(batch) if kept is None else batch.update(**kept)
 
@@ -255,6 +296,30 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """Scores and maps of one batch."""
         del batch_idx, dataloader_idx
         return self._predict(batch)
+
+    def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
+        """Score raw images, as an exported file does: pre-processing, region, model, post-processing.
+
+        Args:
+            batch: Raw images ``[B, 3, h, w]`` in [0, 1].
+            *args: Not used.
+            **kwargs: Not used.
+
+        Raises:
+            ValueError: If there is a folder of regions: images without names have none.
+        """
+        if self.regions is None:
+            prediction = super().forward(batch, *args, **kwargs)
+        else:
+            images = self.regions.crop_raw(batch)
+            images = self.pre_processor(images) if self.pre_processor else images
+            prediction = self.regions.cut(self.model(self.regions.fill(images, [None])), [None])
+            prediction = self.post_processor(prediction) if self.post_processor else prediction
+        if getattr(self.post_processor, "min_area", 0) and prediction.pred_mask is not None:
+            sizes = [(batch.shape[-2], batch.shape[-1])] * (1 if torch.compiler.is_exporting() else len(batch))
+            masks, labels = self.post_processor.without_small(prediction.pred_mask, prediction.pred_label, sizes)
+            prediction = prediction._replace(pred_mask=masks, pred_label=labels)
+        return prediction
 
     def on_validation_epoch_end(self) -> None:
         """Let thresholds from normal images follow what was trained."""
@@ -270,6 +335,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def on_predict_start(self) -> None:
         """Set the thresholds that the user asked for."""
+        if self.regions is not None:
+            self.regions.check(predicted_files(self.trainer))
         self.calibrate_once()
 
     def on_test_end(self) -> None:
@@ -348,7 +415,9 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
         def predict(image: torch.Tensor, path: Path) -> InferenceBatch | None:
             image = image.to(device)
-            return self.score_unseen(self.pre_processor.transform(image) if self.pre_processor else image, path)
+            image = self.pre_processor.transform(image) if self.pre_processor else image
+            prediction = self.score_unseen(self.look(image, [path]), path)
+            return None if prediction is None else self.cut(prediction, [path])
 
         try:
             return score_folder(source, predict)
@@ -376,7 +445,11 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
-        return {"image_size": self.model.clip.image_size, "smoothing_sigma": self.model.smoothing_sigma}
+        return {
+            "image_size": self.model.clip.image_size,
+            "smoothing_sigma": self.model.smoothing_sigma,
+            "region": None if self.regions is None else self.regions.digest(),
+        }
 
     @property
     def thresholds(self) -> dict[str, Any] | None:
@@ -389,7 +462,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if stored is None or not isinstance(self.post_processor, ProbabilityPostProcessor):
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
-        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, **metadata}
+        theirs = {"k_shot": 0, "smoothing_sigma": 4.0, "region": None, **metadata}
         ours = self.calibration_settings()
         different = [name for name, value in ours.items() if theirs[name] != value]
         if not different:
@@ -406,7 +479,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         return export.describe(self, input_size)
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export as anomalib does, with thresholds and metadata."""
+        """Export as anomalib does, with thresholds, region and metadata."""
+        self._prepare_region()
         self.calibrate_once()
         self.export_metadata = self.describe()
         return super().to_torch(export_root, model_file_name)
@@ -426,6 +500,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             input_size: Height and width of the raw images. ``None``: the file takes images of any size.
             **kwargs: Passed through to ``torch.onnx.export``; ``dynamic_axes={}`` fixes the batch to one image.
         """
+        self._prepare_region()
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
         path = super().to_onnx(export_root, model_file_name, input_size, **options)
@@ -433,6 +508,15 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         gc.collect()
         export.annotate(path, self.describe(input_size))
         return path
+
+    def _prepare_region(self) -> None:
+        """Compute the region before a graph is recorded, so that it is a constant of it.
+
+        Raises:
+            ValueError: If there is a folder of regions.
+        """
+        if self.regions is not None:
+            self.regions.view((self.image_size, self.image_size))
 
     @classmethod
     def configure_pre_processor(
@@ -464,7 +548,43 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
-        return batch.update(**self.model(batch.image)._asdict())
+        prediction = self.model(self.look(batch.image, batch.image_path))
+        return batch.update(**self.cut(prediction, batch.image_path)._asdict())
+
+    def look(self, images: torch.Tensor, paths: Sequence[str | Path | None] | None) -> torch.Tensor:
+        """Transformed images ``[B, 3, H, W]`` as the model scores them: without what is outside of their regions."""
+        if self.regions is None:
+            return images
+        transform = getattr(self.pre_processor, "transform", None)
+        return self.regions.look(images, paths or [None] * len(images), transform)
+
+    def cut(self, prediction: InferenceBatch, paths: Sequence[str | Path | None] | None) -> InferenceBatch:
+        """A prediction whose maps are 0 outside of the regions of the images."""
+        if self.regions is None:
+            return prediction
+        return self.regions.cut(prediction, paths or [None] * len(prediction.pred_score))
+
+    def inside(self, paths: Sequence[str | Path | None] | None, size: tuple[int, int]) -> torch.Tensor | None:
+        """Pixels of maps ``[B, H, W]`` that count; ``None``: all."""
+        if self.regions is None:
+            return None
+        return self.regions.inside(size, paths or [None])
+
+    def _cut_truth(self, batch: Batch) -> None:
+        """Let defects outside of the regions be none, in masks and labels."""
+        if self.regions is None or batch.gt_mask is None:
+            return
+        paths, size = batch.image_path or [None], tuple(batch.gt_mask.shape[-2:])
+        inside = self.regions.inside(size, paths).to(batch.gt_mask.device)
+        cut = batch.gt_mask.bool() & inside
+        if batch.gt_label is not None:
+            outside = batch.gt_mask.bool().flatten(1).any(dim=1) & ~cut.flatten(1).any(dim=1)
+            if outside.any() and not self._warned_outside:
+                self._warned_outside = True
+                name = batch.image_path[int(outside.nonzero()[0])] if batch.image_path else "an image"
+                logger.warning("All defects of %s are outside of its region: it is normal. (Reported once.)", name)
+            batch.gt_label = batch.gt_label & ~outside
+        batch.gt_mask = cut
 
     def check_images(self, batch: Batch) -> None:
         """Name the files that hold NaN; warn once of images of one uniform colour.
