@@ -30,6 +30,7 @@ from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, score_folder, set_thresholds
 from .map_files import MapFiles
 from .metrics import FullEvaluator, InsideEvaluator
+from .parts import Parts
 from .post_processing import FIXED, ProbabilityPostProcessor
 from .pre_processing import ExactPreProcessor
 from .prediction_index import PredictionIndex
@@ -84,6 +85,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             do not make an image anomalous. 0: all count.
         save_maps: Write the maps of tests and predictions as numbers at the size of the images, see :class:`MapFiles`:
             ``"png"`` (16 bit) or ``"npy"``. ``None``: not.
+        group_by: Regular expression that finds the part in the path of an image: the images of one part get one score,
+            threshold and verdict, see :class:`Parts`. ``"data"``: the data module's own pattern. ``None``: each image
+            is judged by itself alone.
+        part_score: How the scores of its images make the score of a part: ``log_odds``, ``max``, ``mean`` or ``any``.
 
     Attributes:
         regions: The region, or regions; ``None`` without.
@@ -111,6 +116,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     _limit_val_batches: int | float | None = None
     _warned_outside = False
     regions: Regions | None = None
+    parts: Parts | None = None
     _named: Sequence[Any] = ()
 
     def __init__(
@@ -133,6 +139,8 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         crop_to_region: bool = False,
         min_area: int = 0,
         save_maps: str | None = None,
+        group_by: str | None = None,
+        part_score: str = "log_odds",
     ) -> None:
         super().__init__(pre_processor, post_processor, evaluator, visualizer)
         settings = {name: value for name, value in self.hparams.items() if name not in _COMPONENTS}
@@ -165,6 +173,10 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
                 msg = f"min_area={min_area} needs this model's own post-processor: leave post_processor at True."
                 raise ValueError(msg)
             self.post_processor.min_area = min_area
+        if part_score != "log_odds" and group_by is None:
+            msg = f"part_score={part_score!r} without group_by: give the pattern of a part in the paths."
+            raise ValueError(msg)
+        self.parts = None if group_by is None else Parts(group_by, part_score)
         self._map_files = None if save_maps is None else MapFiles(save_maps)
         self._backbone: dict[str, Any] = {
             "backbone": backbone,
@@ -269,6 +281,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             Confusion: Confusion(),
             MapFiles: self._map_files,
             PredictionIndex: PredictionIndex(),
+            Parts: self.parts,
             Report: Report() if self._report else None,
         }
         for kind, ours in wanted.items():
@@ -283,19 +296,19 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         batch = self._predict(batch)
         if self._kept is not None:
             self._kept.add(batch)
-        return batch
+        return self._noted(batch)
 
     def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del batch_idx, args, kwargs
         self._cut_truth(batch)
         kept = self._kept.take(batch) if self._kept is not None else None
-        return self._predict(batch) if kept is None else batch.update(**kept)
+        return self._noted(self._predict(batch) if kept is None else batch.update(**kept))
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Scores and maps of one batch."""
         del batch_idx, dataloader_idx
-        return self._predict(batch)
+        return self._noted(self._predict(batch))
 
     def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
         """Score raw images, as an exported file does: pre-processing, region, model, post-processing.
@@ -388,7 +401,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibrate_once(self) -> None:
         """Set the thresholds that the user asked for; images are read once for the parameters as they are."""
-        self.calibrator.set_once(self.post_processor, self.calibration_state, self.score_normal)
+        self.calibrator.set_once(self.post_processor, self.calibration_state, self.score_normal, self.parts)
 
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
         """Set the thresholds from normal images, see :func:`~anomalib_fbclip.host.calibration.set_thresholds`.
@@ -405,7 +418,7 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             FileNotFoundError: If there is no such folder.
         """
         check_rate(false_alarm_rate)
-        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate)
+        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate, self.parts)
 
     @torch.no_grad()
     def score_normal(self, source: str | Path) -> NormalScores:
@@ -545,6 +558,12 @@ class CLIPModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     def configure_visualizer() -> Visualizer:
         """Images as anomalib's, one for each predicted file also in nested folders: :class:`PredictionVisualizer`."""
         return PredictionVisualizer()
+
+    def _noted(self, batch: Batch) -> Batch:
+        """A scored batch whose scores count for the parts."""
+        if self.parts is not None:
+            self.parts.note(batch.pred_score)
+        return batch
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)

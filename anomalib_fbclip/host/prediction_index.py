@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note", "components", "map")
+COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note", "components", "map", "part")
 MOST_COMPONENTS = 1000
 """Of an image, the highest peaks: readers of CSV stop at cells of 131072 characters."""
 
@@ -48,7 +48,7 @@ class PredictionIndex(Callback):
     the table; ``error``, for files that could not be read; ``note``, where score and map disagree; ``components``, what
     is marked, the highest peak first, as a JSON list of objects with ``box`` (left, top, right, bottom), ``area``,
     ``peak`` and ``centre`` in pixels of the image, see :class:`~anomalib_fbclip.host.components.Component`; ``map``,
-    the file of the map where they are saved, relative to the table. Files that
+    the file of the map where they are saved, relative to the table; ``part``, where images are grouped. Files that
     could not be read come last (with several processes: last of each one's rows), without a score, and are named in one
     warning.
     No file that was asked for is left out without a row.
@@ -131,6 +131,8 @@ class PredictionIndex(Callback):
                 row["components"] = [component._asdict() for component in found]
             if self._maps is not None and item.image_path is not None:
                 row["map"] = self._beside(self._map_folder / self._maps.path_of(item.image_path))
+            if getattr(pl_module, "parts", None) is not None:
+                row["part"] = pl_module.parts.name_of(item.image_path)
             self._write(row)
             self._seen.add(str(item.image_path))
         if self._file is not None:

@@ -1,9 +1,11 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a line asks for: regions, least areas, components, maps as numbers."""
+"""What a line asks for: regions, least areas, components, maps as numbers, several views of one part."""
 
+import csv
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from anomalib_fbclip import AFCLIP, FBCLIP
 from anomalib_fbclip.adapted.line import set_up
 from anomalib_fbclip.commands.predict import _with_maps
 from anomalib_fbclip.host.components import find_components
+from anomalib_fbclip.host.parts import PATTERNS, RULES, Parts, View
 from anomalib_fbclip.host.prediction_index import read_table
 
 
@@ -194,7 +197,74 @@ def test_the_front_takes_maps_and_the_command_line_all_arguments(tmp_path) -> No
     path = region(tmp_path / "region.png", slice(10, 46))
     words = ["predict", "--model", "FBCLIP", "--model.backbone", "tiny", "--data", "ProceduralSurfaces"]
     words += ["--model.region", str(path), "--model.crop_to_region", "true", "--model.min_area", "7"]
-    words += ["--model.save_maps", "npy"]
-    built = AnomalibCLI([*words, "--default_root_dir", str(tmp_path)], run=False).model
+    words += ["--model.save_maps", "npy", "--model.group_by", "data", "--model.part_score", "mean"]
+    built = AnomalibCLI([*words, "--data.views", "2", "--default_root_dir", str(tmp_path)], run=False).model
     assert built.regions.crop
     assert built.post_processor.min_area == 7
+    assert built.parts.rule == "mean"
+
+
+def test_parts_have_scores_thresholds_and_metrics_of_their_own(model, engine, surfaces, caplog) -> None:
+    runner = engine()
+    data = surfaces(views=3, num_train=4, num_test=6)
+    made = model(group_by="data", visualizer=False)
+    with caplog.at_level(logging.INFO, logger="anomalib_fbclip"):
+        (results,) = runner.test(made, datamodule=data)
+    parts = made.parts.last
+    assert len(parts) == 6
+    assert all(part.views == 3 for part in parts)
+    assert sum(bool(part.truth) for part in parts) == 3
+    assert {"image_AUROC", "part_AUROC", "part_F1Max", "part_F1Score"} <= results.keys()
+    truths = torch.tensor([int(bool(part.truth)) for part in parts])
+    expected = float(binary_auroc(torch.tensor([part.score for part in parts]), truths))
+    assert results["part_AUROC"] == pytest.approx(expected)
+    assert results["part_F1Score"] == pytest.approx(results["part_F1Max"])  # the threshold is from the same parts
+    assert "6 parts at the threshold" in caplog.text
+
+    runner.predict(made, datamodule=data)
+    (table,) = Path(runner.trainer.default_root_dir).rglob("parts.csv")
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [row["part"] for row in rows] == [part.name for part in made.parts.last]
+    assert all(int(row["label"]) == (float(row["score"]) > float(row["threshold"])) for row in rows)
+    assert all(row["part"] in row["view"] for row in rows)
+
+
+def test_normal_parts_set_the_threshold_of_parts(model, engine, surfaces) -> None:
+    data = surfaces(views=3, num_train=4, num_test=6)
+    data.setup()
+    good = Path(data.train_data.samples.image_path[0]).parent
+    made = model(group_by=r"(\w+_\d+)_view", normal_source=good, false_alarm_rate=0.3, visualizer=False)
+    engine().predict(made, data_path=good)
+    found = made.thresholds
+    assert (found["pictures"], found["parts"]) == (12, 4)
+    assert 0 < found["part"] < 1
+    highest = model(group_by=r"(\w+_\d+)_view", part_score="max", normal_source=good, visualizer=False)
+    highest.calibrate_once()
+    assert highest.thresholds["part"] >= highest.thresholds["image"]
+    assert highest.thresholds["part"] != found["part"]
+    with pytest.raises(ValueError, match=r"'\(nothing\)' is not in the path"):
+        engine().predict(model(group_by="(nothing)", visualizer=False), data_path=good)
+    for arguments in ({"group_by": "("}, {"group_by": "x", "part_score": "least"}, {"part_score": "mean"}):
+        with pytest.raises(ValueError, match=[*arguments][-1]):
+            model(**arguments)
+
+
+def test_rules_and_groups() -> None:
+    assert (
+        Parts(PATTERNS["RealIAD"])
+        .name_of("/d/audiojack/NG/BX/S0009/audiojack_0009_NG_BX_C1_2023.jpg")
+        .endswith("S0009")
+    )
+    scores = torch.tensor([0.5, 0.2, 0.8])
+    found = {name: round(float(rule(scores)), 4) for name, rule in RULES.items()}
+    # Odds of 1, 1 / 4 and 4: their geometric mean is 1.
+    assert found == {"log_odds": 0.5, "max": 0.8, "mean": 0.5, "any": 0.92}
+    assert float(RULES["log_odds"](torch.tensor([0.9, 0.9, 0.5]))) == pytest.approx(0.8123, abs=1e-4)
+    parts = Parts(r"side(?P<view>\d)/(?P<part>\w+)\.png").group(
+        [View("side1/a.png", 0.1, False), View("side2/a.png", 0.7, True), View("side1/b.png", 0.3)],
+    )
+    assert parts[0].score == pytest.approx((0.1 / 0.9 * 0.7 / 0.3) ** 0.5 / (1 + (0.1 / 0.9 * 0.7 / 0.3) ** 0.5))
+    assert [(part.name, part.view, part.views, part.truth) for part in parts] == [
+        ("a", "side2/a.png", 2, True),
+        ("b", "side1/b.png", 1, None),
+    ]

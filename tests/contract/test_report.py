@@ -63,7 +63,7 @@ def make(tmp_path):
                 (folder / "line").mkdir(exist_ok=True)
                 Image.new("RGB", (90, 30), (index % 255, 90, 90)).save(folder / picture)
             note = "score above its threshold, no pixel above the map's" if index == number - 1 else ""
-            values = ("", score, int(score > 0.5), 0.5, score / 2, picture, "", note, MARKED, "")
+            values = ("", score, int(score > 0.5), 0.5, score / 2, picture, "", note, MARKED, "", "")
             row = dict(zip(COLUMNS, values, strict=True))
             rows.append({**row, "path": f"/data/line/{index}.png", "label": label or row["label"]})
         rows.append({"path": "/data/</script><b>ü.png", "error": "cannot identify image file"})
