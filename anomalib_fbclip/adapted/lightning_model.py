@@ -27,6 +27,7 @@ from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
 from anomalib_fbclip.host.pre_processing import resize_images
+from anomalib_fbclip.host.regions import Regions
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
@@ -265,6 +266,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
                     self.few_shot_source,
                 )
                 return
+            if self.regions is None and self._takes_memory and metadata.get("region_mask"):
+                self.regions = Regions.unpacked(metadata["region_mask"])
             self.restore_thresholds(metadata)
 
     @property
@@ -388,7 +391,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         datamodule = getattr(self._trainer, "datamodule", None)
         transform = getattr(self.pre_processor, "transform", None)
         images, files = collect_references(self.k_shot, self.few_shot_source, datamodule, transform, self.seed)
-        self.remember(images, files)
+        seen = [self.look(image[None], [file])[0] for image, file in zip(images, files, strict=True)]
+        self.remember(seen, files)
         logger.info("%d normal images remembered.", len(images))
 
     def remember(self, images: Sequence[torch.Tensor], files: Sequence[Path]) -> None:
@@ -511,16 +515,17 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
 
     def _known(self, thresholds: dict[str, Any] | None) -> dict[str, Any]:
         """What the module knows beside its torch model, for the metadata of its files."""
-        return {
+        known = {
             "source": self.source,
             "pretrained": self.hparams.get("pretrained"),
             "thresholds": thresholds,
             "resize": self.resize,
             **self._tiles,
         }
+        return known if self.regions is None else {**known, "region": self.regions.digest()}
 
     def save_line(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
-        """Write a line file: the trained part, the memory of normal images, thresholds and settings.
+        """Write a line file: the trained part, the memory of normal images, region, thresholds and settings.
 
         ``weights=`` takes it alone. It holds features of the line's images and is marked as private.
 
@@ -536,7 +541,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             raise ValueError(msg)
         self.fill_memory()
         self.calibrate_once()
-        return adapter_file.save(self.model, path, memory=True, **self._known(self.thresholds), **extra)
+        known = self._known(self.thresholds)
+        if self.regions is not None:
+            known["region_mask"] = self.regions.packed()
+        return adapter_file.save(self.model, path, memory=True, **known, **extra)
 
     def push_to_hub(
         self,

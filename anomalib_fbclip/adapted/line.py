@@ -110,6 +110,8 @@ def set_up(
     image_size: int | None = None,
     k_shot: int | None = None,
     device: str = "cpu",
+    region: str | Path | None = None,
+    crop_to_region: bool = False,
 ) -> Line:
     """Choose image size and memory, and find thresholds, from good images.
 
@@ -126,6 +128,8 @@ def set_up(
         k_shot: Good images in the memory, one or more; of one alone, this image
             says nothing of thresholds. ``None``: chosen.
         device: Where the model runs.
+        region: Mask of the part of the images that is scored. ``None``: all of each image.
+        crop_to_region: Cut images to the region's bounding box.
 
     Raises:
         ValueError: If an argument is out of range, there is no adapter, there are too few good images, or no choice is
@@ -147,6 +151,7 @@ def set_up(
         raise ValueError(msg)
 
     def build(**settings: Any) -> AdaptedModule:  # noqa: ANN401  # of any model
+        settings |= {} if region is None else {"region": region, "crop_to_region": crop_to_region}
         module = _build(model, backbone, pretrained, weights, **settings)
         return module.to(device).eval()
 
@@ -321,7 +326,9 @@ class _Survey:
 
     def read(self, files: Sequence[Path], transform: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Images ``[B, 3, H, W]`` as the model takes them."""
-        return torch.stack([transform(read_picture(file)) for file in files]).to(self.device)
+        images = torch.stack([transform(read_picture(file)) for file in files])
+        regions = self.module.regions
+        return (images if regions is None else regions.look(images, files, transform)).to(self.device)
 
     def _tokens(self, images: torch.Tensor) -> list[torch.Tensor]:
         parts = [self.model.encode_image(image) for image in images.split(1)]

@@ -22,21 +22,24 @@ _QUIET = (
 _UNION = re.compile(r"\n *Errors:\n(.*?)(?:\n *Given value type:|\Z)", re.DOTALL)
 _OPTION = re.compile(r"Option '(\w+)' is not accepted")
 _CLASS = re.compile(r"Expected a dot import path string: (\w+)")
-_USAGE = "usage: anomalib-fbclip predict --model FBCLIP --data FOLDER [--debug] [any argument of 'anomalib predict']\n"
+_USAGE = (
+    "usage: anomalib-fbclip predict --model FBCLIP --data FOLDER [--save_maps [png|npy]] [--debug] "
+    "[any argument of 'anomalib predict']\n"
+)
 
 
 def main(words: Sequence[str]) -> int:
     """Score images as ``anomalib predict`` does, with the same arguments.
 
     Log lines come once, warnings of other libraries are left out, and an error is one or two lines at the end.
-    ``--debug`` shows its traceback and everything else.
+    ``--debug`` shows its traceback and everything else. ``--save_maps`` is short for ``--model.save_maps png``.
     """
     words = list(words)
     if not words or words == ["--help"]:
         sys.stdout.write(f"{_USAGE}\n{main.__doc__}\n'anomalib predict --help' lists the arguments.\n")
         return 0
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = _with_maps([word for word in words if word != "--debug"])
     if debug:
         _run(words)
         return 0
@@ -50,6 +53,17 @@ def main(words: Sequence[str]) -> int:
             sys.stderr.write(f"error: {explain(error)}\n")
             return 1
     return 0
+
+
+def _with_maps(words: list[str]) -> list[str]:
+    """Words with ``--save_maps``, alone or with a format, in anomalib's form."""
+    for place, word in enumerate(words):
+        name, equals, kind = word.partition("=")
+        if name == "--save_maps":
+            follows = not equals and words[place + 1 : place + 2] in (["png"], ["npy"])
+            kind = words[place + 1] if follows else kind or "png"
+            return [*words[:place], *words[place + 1 + follows :], "--model.save_maps", kind]
+    return words
 
 
 def _run(words: Sequence[str]) -> None:

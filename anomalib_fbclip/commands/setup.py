@@ -27,6 +27,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--rate", type=float, default=0.05, help="wanted false-alarm rate (default: %(default)s)")
     parser.add_argument("--image-size", type=int, help="in pixels, instead of choosing it")
     parser.add_argument("--k-shot", type=int, help="good images in the memory, instead of choosing their number")
+    parser.add_argument("--region", type=Path, help="mask, white where the images show the product")
+    parser.add_argument("--crop-to-region", action="store_true", help="cut images to the bounding box of the region")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
     arguments = vars(parser.parse_args(words))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -4,7 +4,8 @@
 """Files that are written whole or not at all, and files known by their content."""
 
 import hashlib
-from collections.abc import Generator
+import os
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -42,3 +43,20 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's content, which knows it under any name."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def common_root(paths: Sequence[Path]) -> Path | None:
+    """The folder above the one that all files have in common; ``None`` without files, or on several drives."""
+    folders = [os.path.abspath(path.parent) for path in paths]  # noqa: PTH100  # keeps links
+    try:
+        return Path(os.path.commonpath(folders)).parent if folders else None
+    except ValueError:  # several drives
+        return None
+
+
+def below(path: str | Path, root: Path | None) -> Path:
+    """A path relative to a folder above it; its last folder and name where it is not below."""
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  # keeps links
+    if root is not None and absolute.is_relative_to(root):
+        return absolute.relative_to(root)
+    return Path(absolute.parent.name, absolute.name)

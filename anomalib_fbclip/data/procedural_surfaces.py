@@ -99,6 +99,12 @@ class ProceduralSurfaces(AnomalibDataModule):
         val_split_mode: Defaults to ``same_as_test``.
         val_split_ratio: Share used by other validation split modes.
         seed: Seed of the images and of anomalib's splits; not negative.
+        views: Images of each part, from several sides and under several lights, with something before the part in most
+            of them; a defect is in sight in some. ``num_train`` and ``num_test`` count parts then. ``group_by="data"``
+            of our models groups the views. 1: one image of each.
+
+    Attributes:
+        group_by: Pattern of a part in the paths; ``None`` with one view.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -132,6 +138,7 @@ class ProceduralSurfaces(AnomalibDataModule):
         val_split_mode: ValSplitMode | str = ValSplitMode.SAME_AS_TEST,
         val_split_ratio: float = 0.5,
         seed: int = 0,
+        views: int = 1,
     ) -> None:
         super().__init__(
             train_batch_size=train_batch_size,
@@ -155,7 +162,8 @@ class ProceduralSurfaces(AnomalibDataModule):
                 msg = f"image_size={tuple(image_size)} is not square: give one number."
                 raise ValueError(msg)
             image_size = image_size[0]
-        self.spec = CacheSpec(image_size, num_train, num_test, train_anomalous, variation, seed)
+        self.spec = CacheSpec(image_size, num_train, num_test, train_anomalous, variation, seed, views)
+        self.group_by = r"([^/\\]+_\d{4})_view\d+" if views > 1 else None
 
     def prepare_data(self) -> None:
         """Draw and write the families that the cache does not hold yet."""

@@ -285,7 +285,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         if self.reference_source is None or self.model.trusted is not None:
             return
         files = PictureFolder(self.reference_source).image_filenames
-        self.model.set_trusted([self._prepare(read_picture(file)) for file in files], self._noun())
+        self.model.set_trusted([self._prepare(read_picture(file), file) for file in files], self._noun())
         logger.info("%d good images of reference_source are references.", len(files))
 
     def _draw_sample(self) -> None:
@@ -301,7 +301,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 if len(images) == self.model.bank.size:
                     break
                 with suppress(*UNREADABLE):
-                    images.append(self._prepare(read_item(*found[place]).image))
+                    item = read_item(*found[place])
+                    images.append(self._prepare(item.image, item.image_path))
             if images:
                 self.model.set_sample(images, category)
 
@@ -315,22 +316,25 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         loaders = loaders if isinstance(loaders, (list, tuple)) else [loaders]
         return [loader.dataset for loader in loaders if hasattr(loader, "dataset")]
 
-    def _prepare(self, image: torch.Tensor) -> torch.Tensor:
+    def _prepare(self, image: torch.Tensor, path: str | Path | None) -> torch.Tensor:
         """An image of a data set ``[3, H, W]`` as the model takes it."""
         transform = getattr(self.pre_processor, "transform", None)
         image = image[None].to(self.device)
-        return (image if transform is None else transform(image))[0]
+        return self.look(image if transform is None else transform(image), [path])[0]
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
+        images = self.look(batch.image, batch.image_path)
         if self.tiling is not None:
-            return batch.update(**self._score(batch.image, categories)._asdict())
-        stages = self.model.analyse(batch.image, categories)
-        evidence = (stages.refined_map.amax(dim=1), stages.distances.amax(dim=1), stages.num_references)
-        self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait for it
-        return batch.update(**self.model.predict(stages, batch.image.shape[-2:])._asdict())
+            found = self._score(images, categories)
+        else:
+            stages = self.model.analyse(images, categories)
+            evidence = (stages.refined_map.amax(dim=1), stages.distances.amax(dim=1), stages.num_references)
+            self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait for it
+            found = self.model.predict(stages, images.shape[-2:])
+        return batch.update(**self.cut(found, batch.image_path)._asdict())
 
     def _warn_of_own_outlier(self) -> None:
         """Warn where matching contradicts the text: what the text calls normal lies farthest from the references.

@@ -4,10 +4,10 @@
 """Thresholds without labels: from a few normal images, or a number that the user gives."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from anomalib.data import InferenceBatch, PredictDataset
@@ -22,6 +22,13 @@ _SPLITS = ("train", "val", "test")
 _MOST_FILES = 300
 
 
+class Grouping(Protocol):
+    """Groups images into parts, see :class:`~anomalib_fbclip.host.parts.Parts`."""
+
+    def scores(self, files: Sequence[str], scores: Sequence[float]) -> list[float]:
+        """Score of each part."""
+
+
 @dataclass
 class NormalScores:
     """Scores of normal images, before post-processing.
@@ -30,11 +37,13 @@ class NormalScores:
         scores: Score of each image.
         peaks: Largest value of each map.
         unreadable: Files that cannot be read, each with the reason.
+        files: File of each score.
     """
 
     scores: list[torch.Tensor] = field(default_factory=list)
     peaks: list[torch.Tensor] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
 
 def score_folder(
@@ -67,6 +76,7 @@ def score_folder(
         if prediction is None:
             left_out += 1
             continue
+        found.files.append(str(path))
         found.scores.append(prediction.pred_score[0].float().cpu())
         found.peaks.append(prediction.anomaly_map.amax().float().cpu())
     if left_out:
@@ -157,6 +167,7 @@ class Calibrator:
         post_processor: ProbabilityPostProcessor,
         state: Callable[[], object],
         score: Callable[[str], NormalScores],
+        parts: Grouping | None = None,
     ) -> None:
         """Set the thresholds that the user asked for; images are read once for the model as it is.
 
@@ -164,6 +175,7 @@ class Calibrator:
             post_processor: Where thresholds are set.
             state: What thresholds from normal images depend on: they are found anew where it has changed.
             score: Scores of the images of a folder.
+            parts: See :func:`set_thresholds`.
         """
         if self.threshold is not None:
             # Each time, for labelled validation data may have set others.
@@ -171,7 +183,7 @@ class Calibrator:
         elif self.normal_source is not None:
             now = state()
             if self._state != now:
-                set_thresholds(post_processor, score(self.normal_source), self.false_alarm_rate)
+                set_thresholds(post_processor, score(self.normal_source), self.false_alarm_rate, parts)
                 self._state = now
 
 
@@ -179,6 +191,7 @@ def set_thresholds(
     post_processor: ProbabilityPostProcessor,
     normal: NormalScores,
     false_alarm_rate: float,
+    parts: Grouping | None = None,
 ) -> dict[str, Any]:
     """Set thresholds from the scores of normal images, at a wanted rate of false alarms.
 
@@ -190,6 +203,7 @@ def set_thresholds(
         post_processor: Where thresholds are set.
         normal: Scores of one normal image or more.
         false_alarm_rate: Wanted share of normal images above each threshold, in (0, 1).
+        parts: What groups the images into parts; parts then have a threshold of their own, at the same rate.
 
     Returns:
         dict: Thresholds and what is known of them, as :attr:`ProbabilityPostProcessor.thresholds`.
@@ -204,6 +218,7 @@ def set_thresholds(
         false_alarm_rate=false_alarm_rate,
         expected_rate=image.expected_rate,
         interval=[image.low, image.high],
+        **({} if parts is None else _of_parts(normal, false_alarm_rate, parts)),
     )
     logger.info(
         "Thresholds from %d normal images at a wanted false-alarm rate of %.3g %%: image %.4f, pixel %.4f. "
@@ -216,6 +231,8 @@ def set_thresholds(
         100 * image.low,
         100 * image.high,
     )
+    if parts is not None:
+        logger.info("Threshold of parts: %.4f, from %d.", *(post_processor.origin[name] for name in ("part", "parts")))
     if image.expected_rate > false_alarm_rate:
         logger.warning(
             "%d normal images cannot hold a false-alarm rate of %.3g %%: give %d or more.",
@@ -226,3 +243,9 @@ def set_thresholds(
     if normal.unreadable:
         logger.warning("Left out of the thresholds, as they cannot be read:\n%s", "\n".join(normal.unreadable))
     return post_processor.thresholds
+
+
+def _of_parts(normal: NormalScores, false_alarm_rate: float, parts: Grouping) -> dict[str, Any]:
+    """Threshold of parts, and their number."""
+    scores = parts.scores(normal.files, [float(score) for score in normal.scores])
+    return {"part": normal_quantile(torch.tensor(scores), false_alarm_rate).threshold, "parts": len(scores)}

@@ -19,6 +19,8 @@ from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import is_dense
 
+from .regions import Regions
+
 logger = logging.getLogger(__name__)
 
 FROM_CHECKPOINT = "checkpoint"
@@ -100,7 +102,11 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["weights"] = FROM_CHECKPOINT
     if "init_weights" in checkpoint["hyper_parameters"]:
         checkpoint["hyper_parameters"]["init_weights"] = None  # training has begun
+    region = module.regions
+    if region is not None and region.mask is not None:
+        checkpoint["hyper_parameters"] |= {"region": None, "crop_to_region": False}
     checkpoint[_KEY] = {
+        "region": None if region is None else region.packed(),
         **module.identity(),
         "image_size": module.image_size,
         "resize": module.resize,
@@ -150,6 +156,8 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
             logger.warning("The checkpoint was made at %s=%s, this model keeps its %s=%s.", name, theirs, name, value)
             checkpoint.pop(_PRE_PROCESSOR, None)
     module.source = ours["source"]
+    if module.regions is None and ours.get("region") is not None:
+        module.regions = Regions.unpacked(ours["region"])
     if "model.memory.tokens" in checkpoint["state_dict"]:
         module.model.memory_names = tuple(stored_memory_names(checkpoint))
 

@@ -58,6 +58,8 @@ def describe(module: LightningModule, input_size: tuple[int, int] | None = None)
         "input": "RGB in [0, 1], [batch, 3, height, width]; resizing and normalisation are part of the model",
         "pre_processing": [str(step) for step in getattr(transform, "transforms", [transform])],
         "thresholds": module.thresholds,
+        "region": None if module.regions is None else module.regions.digest(),
+        "min_area": getattr(module.post_processor, "min_area", 0),
         "normalised": bool(getattr(module.post_processor, "enable_normalization", False)),
         "output": "pred_score and anomaly_map in [0, 1]; normalised ones have their threshold at 0.5",
         "source": module.source,

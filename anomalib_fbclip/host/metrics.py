@@ -9,6 +9,7 @@ follow the floating-point grid, 1024 to an octave from both ends of [0, 1], so t
 """
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_precision_recall_curve
 
 from .processes import own_number
+from .regions import inside_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +70,20 @@ class ScoreHistogram(Metric):
             self.add_state(name, torch.zeros(self.bins, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num_regions", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, scores: torch.Tensor, target: torch.Tensor) -> None:
-        """Count scores ``[B, H, W]`` (or ``[B]``) against 0/1 targets of the same shape."""
+    def update(self, scores: torch.Tensor, target: torch.Tensor, inside: torch.Tensor | None = None) -> None:
+        """Count scores ``[B, H, W]`` (or ``[B]``) against 0/1 targets of the same shape.
+
+        Args:
+            scores: In [0, 1].
+            target: 1 where there is an anomaly; 0 outside of ``inside``.
+            inside: What is counted, of the same shape. ``None``: everything.
+        """
         bins = self.to_bin(scores).flatten().to(self.normal.device)
         positive = target.flatten().to(bins.device) > 0
-        self.normal += torch.bincount(bins[~positive], minlength=self.bins)
+        negative = ~positive
+        if inside is not None:
+            negative &= inside.to(bins.device).flatten()
+        self.normal += torch.bincount(bins[negative], minlength=self.bins)
         self.anomalous += torch.bincount(bins[positive], minlength=self.bins)
         if self.regions and positive.any():
             mask = (target.reshape(-1, 1, *target.shape[-2:]) > 0).float().cpu()
@@ -196,6 +207,45 @@ class ImageScores(Metric):
         }
 
 
+class InsideEvaluator(Evaluator):
+    """anomalib's evaluator, whose pixel metrics see the pixels inside of the regions alone.
+
+    Its pixel metrics must take pixels in any shape, as AUROC and F1 do. Without regions it is anomalib's.
+    """
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Any,  # noqa: ANN401  # anomalib's batch, whose fields may be missing
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch."""
+        super().on_test_batch_end(
+            trainer,
+            pl_module,
+            outputs,
+            _inside_of(pl_module, batch),
+            batch_idx,
+            dataloader_idx,
+        )
+
+
+def _inside_of(pl_module: LightningModule, batch: Any) -> Any:  # noqa: ANN401
+    """A batch whose maps and masks are lists of the pixels inside."""
+    inside = inside_of(pl_module, batch.image_path, batch.anomaly_map)
+    if inside is None:
+        return batch
+    pixels = {
+        name: value[inside]
+        for name in ("anomaly_map", "pred_mask", "gt_mask")
+        if (value := getattr(batch, name)) is not None
+    }
+    return SimpleNamespace(pred_score=batch.pred_score, pred_label=batch.pred_label, gt_label=batch.gt_label, **pixels)
+
+
 class FullEvaluator(Evaluator):
     """Image AUROC, AUPR, F1Max and pixel AUROC, AUPR, AUPRO, F1Max in one pass.
 
@@ -218,12 +268,13 @@ class FullEvaluator(Evaluator):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the batch, each image once, also where several processes share the test."""
-        del pl_module, outputs
+        del outputs
         own = own_number(trainer, batch_idx, dataloader_idx)
         if batch.gt_label is not None and batch.pred_score is not None:
             self.image.update(batch.pred_score[:own], batch.gt_label[:own])
         if batch.gt_mask is not None and batch.anomaly_map is not None:
-            self.pixel.update(batch.anomaly_map[:own], batch.gt_mask[:own])
+            inside = inside_of(pl_module, batch.image_path, batch.anomaly_map)
+            self.pixel.update(batch.anomaly_map[:own], batch.gt_mask[:own], None if inside is None else inside[:own])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all values and forget the counts."""

@@ -21,19 +21,22 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip.common.arguments import check_arguments, plain
 from anomalib_fbclip.common.console import escape_what_cannot_be_shown
-from anomalib_fbclip.common.functional import as_json
+from anomalib_fbclip.common.functional import as_json, pair
 from anomalib_fbclip.data.sets import shares_source
 
 from . import checkpoints, export
 from .calibration import Calibrator, NormalScores, normal_files, score_folder, set_thresholds
-from .metrics import FullEvaluator
+from .map_files import MapFiles
+from .metrics import FullEvaluator, InsideEvaluator
+from .parts import Parts
 from .post_processing import FIXED, ProbabilityPostProcessor
 from .prediction_index import PredictionIndex
 from .processes import share_folder
+from .regions import Regions
 from .report import Report
 from .thresholds import check_rate
 from .tiling import Tiling
-from .unreadable import name_unreadable, read_picture, restore
+from .unreadable import files_of, name_unreadable, predicted_files, read_picture, restore
 from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
 from .verdicts import Confusion, how_to_calibrate, is_calibrated
 from .visualization import PredictionVisualizer
@@ -64,8 +67,20 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         evaluator: As in every anomalib model; overrides ``metrics``.
         visualizer: As in every anomalib model.
         report: Whether a prediction also writes one HTML page, see :class:`Report`.
+        region: A mask, white inside, of the part of the images that is scored; or a folder of masks with the images'
+            names, see :class:`Regions`. Training does not use it. ``None``: all of each image.
+        crop_to_region: Cut images to the bounding box of the region before the resize, so that it fills the input.
+        min_area: Least area of a defect in pixels of the original image: smaller marked components are not shown, and
+            do not make an image anomalous. 0: all count.
+        save_maps: Write the maps of tests and predictions as numbers at the size of the images, see :class:`MapFiles`:
+            ``"png"`` (16 bit) or ``"npy"``. ``None``: not.
+        group_by: Regular expression that finds the part in the path of an image: the images of one part get one score,
+            threshold and verdict, see :class:`Parts`. ``"data"``: the data module's own pattern. ``None``: each image
+            is judged by itself alone.
+        part_score: How the scores of its images make the score of a part: ``log_odds``, ``max``, ``mean`` or ``any``.
 
     Attributes:
+        regions: The region, or regions; ``None`` without.
         model: The torch model.
         image_size: Height and width of the input in pixels; one number for a square.
         weights: The adapter of a model that has one.
@@ -90,6 +105,9 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     _warned_uniform = False
     _kept: KeptPredictions | None = None
     _limit_val_batches: int | float | None = None
+    _warned_outside = False
+    regions: Regions | None = None
+    parts: Parts | None = None
     _named: Sequence[Any] = ()
 
     def __init__(
@@ -103,6 +121,12 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         evaluator: Evaluator | bool = True,
         visualizer: Visualizer | bool = True,
         report: bool = False,
+        region: str | Path | None = None,
+        crop_to_region: bool = False,
+        min_area: int = 0,
+        save_maps: str | None = None,
+        group_by: str | None = None,
+        part_score: str = "log_odds",
     ) -> None:
         # Buffers made in inference mode could not be changed later, parameters not be trained.
         with torch.inference_mode(mode=False):
@@ -116,14 +140,32 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if metrics not in {"default", "full"}:
             msg = f"metrics={metrics!r}: choose 'default' or 'full'."
             raise ValueError(msg)
-        if evaluator is True and metrics == "full":
-            self.evaluator = FullEvaluator()
+        if crop_to_region and region is None:
+            msg = "crop_to_region=True without a region: give region, a mask or a folder of masks."
+            raise ValueError(msg)
+        self.regions = None if region is None else Regions(region, crop_to_region)
+        if evaluator is True:
+            plain_metrics = [*self.evaluator.test_metrics]  # type: ignore[has-type]  # anomalib's
+            self.evaluator = FullEvaluator() if metrics == "full" else InsideEvaluator(test_metrics=plain_metrics)
         self.calibrator = Calibrator(
             self.post_processor,
             str(normal_source) if normal_source is not None else None,
             false_alarm_rate,
             threshold,
         )
+        if min_area < 0:
+            msg = f"min_area={min_area}: give pixels of the original image, 1 or more, or 0 for no least area."
+            raise ValueError(msg)
+        if min_area:
+            if not isinstance(self.post_processor, ProbabilityPostProcessor):
+                msg = f"min_area={min_area} needs this model's own post-processor: leave post_processor at True."
+                raise ValueError(msg)
+            self.post_processor.min_area = min_area
+        if part_score != "log_odds" and group_by is None:
+            msg = f"part_score={part_score!r} without group_by: give the pattern of a part in the paths."
+            raise ValueError(msg)
+        self.parts = None if group_by is None else Parts(group_by, part_score)
+        self._map_files = None if save_maps is None else MapFiles(save_maps)
         self._own_pre_processor = pre_processor is True
         self._report = report
 
@@ -156,6 +198,9 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             if self._learns_nothing():
                 self._limit_val_batches, self.trainer.limit_val_batches = self.trainer.limit_val_batches, 0
         self._named = name_unreadable(self.trainer, stage, one_size=self.fits_images)
+        if self.regions is not None and stage != "fit":
+            for name in {"validate": ("val_data",), "test": ("test_data",)}.get(stage, ()):
+                self.regions.check(files_of(getattr(datamodule, name, None)))
         checkpoints.name_damaged(self.trainer)
         root = Path(self.trainer.default_root_dir)
         if root.name == "latest" and not root.exists() and self.trainer.is_global_zero:
@@ -195,29 +240,62 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """The components; a table of each prediction, the confusion matrix of each test; the report if wanted."""
         # Named here even if the trainer has them: Lightning then moves them behind the post-processor.
         callbacks = super().configure_callbacks()
-        for kind, wanted in ((Confusion, True), (PredictionIndex, True), (Report, self._report)):
+        wanted: dict[type[Callback], Callback | None] = {
+            Confusion: Confusion(),
+            MapFiles: self._map_files,
+            PredictionIndex: PredictionIndex(),
+            Parts: self.parts,
+            Report: Report() if self._report else None,
+        }
+        for kind, ours in wanted.items():
             given = [callback for callback in self.trainer.callbacks if isinstance(callback, kind)]
-            callbacks = [*callbacks, *(given or ([kind()] if wanted else []))]
+            callbacks = [*callbacks, *(given or ([ours] if ours is not None else []))]
         return callbacks
 
     def validation_step(self, batch: Batch, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del args, kwargs
+        self._cut_truth(batch)
         batch = self._predict(batch)
         if self._kept is not None:
             self._kept.add(batch)
-        return batch
+        return self._noted(batch)
 
     def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
         del batch_idx, args, kwargs
+        self._cut_truth(batch)
         kept = self._kept.take(batch) if self._kept is not None else None
-        return self._predict(batch) if kept is None else batch.update(**kept)
+        return self._noted(self._predict(batch) if kept is None else batch.update(**kept))
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Scores and maps of one batch."""
         del batch_idx, dataloader_idx
-        return self._predict(batch)
+        return self._noted(self._predict(batch))
+
+    def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
+        """Score raw images, as an exported file does: region, pre-processing, model, post-processing.
+
+        Args:
+            batch: Raw images ``[B, 3, h, w]`` in [0, 1].
+            *args: Not used.
+            **kwargs: Not used.
+
+        Raises:
+            ValueError: If there is a folder of regions: images without names have none.
+        """
+        del args, kwargs
+        images = batch if self.regions is None else self.regions.crop_raw(batch)
+        images = self.pre_processor(images) if self.pre_processor else images
+        images = images if self.regions is None else self.regions.fill(images, [None])
+        found = self.model(images) if self.tiling is None else self.tiling(self.model, images)
+        found = found if self.regions is None else self.regions.cut(found, [None])
+        found = self.post_processor(found) if self.post_processor else found
+        if getattr(self.post_processor, "min_area", 0) and found.pred_mask is not None:
+            sizes = [(batch.shape[-2], batch.shape[-1])] * (1 if torch.compiler.is_exporting() else len(batch))
+            masks, labels = self.post_processor.without_small(found.pred_mask, found.pred_label, sizes)
+            found = found._replace(pred_mask=masks, pred_label=labels)
+        return found
 
     def on_validation_epoch_end(self) -> None:
         """Let thresholds from normal images follow what was trained."""
@@ -233,6 +311,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def on_predict_start(self) -> None:
         """Set the thresholds that the user asked for."""
+        if self.regions is not None:
+            self.regions.check(predicted_files(self.trainer))
         self.calibrate_once()
 
     def on_test_end(self) -> None:
@@ -284,7 +364,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibrate_once(self) -> None:
         """Set the thresholds that the user asked for; images are read once for the parameters as they are."""
-        self.calibrator.set_once(self.post_processor, self.calibration_state, self.score_normal)
+        self.calibrator.set_once(self.post_processor, self.calibration_state, self.score_normal, self.parts)
 
     def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
         """Set the thresholds from normal images, see :func:`~anomalib_fbclip.host.calibration.set_thresholds`.
@@ -306,7 +386,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             name = type(self.post_processor).__name__
             msg = f"post_processor={name}: it has no thresholds to calibrate. Build the model with post_processor=True."
             raise TypeError(msg)
-        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate)
+        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate, self.parts)
 
     @torch.no_grad()
     def score_normal(self, source: str | Path) -> NormalScores:
@@ -324,19 +404,14 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
         def predict(image: torch.Tensor, path: Path) -> InferenceBatch | None:
             image = image.to(device)
-            return self.score_unseen(self.pre_processor.transform(image) if self.pre_processor else image, path)
+            image = self.pre_processor.transform(image) if self.pre_processor else image
+            prediction = self.score_unseen(self.look(image, [path]), path)
+            return None if prediction is None else self.cut(prediction, [path])
 
         try:
             return score_folder(source, predict)
         finally:
             self.model.train(training)
-
-    def forward(self, batch: torch.Tensor, *args, **kwargs) -> InferenceBatch:
-        """Scores and maps of raw images ``[B, 3, H, W]`` in [0, 1], as anomalib's, which knows no tiles."""
-        del args, kwargs
-        batch = self.pre_processor(batch) if self.pre_processor else batch
-        found = self.model(batch) if self.tiling is None else self.tiling(self.model, batch)
-        return self.post_processor(found) if self.post_processor else found
 
     def score_images(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images, as in a prediction."""
@@ -359,7 +434,10 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for, by the names that an adapter's metadata has for them."""
-        return {"image_size": as_json(self.image_size)}
+        return {
+            "image_size": as_json(self.image_size),
+            "region": None if self.regions is None else self.regions.digest(),
+        }
 
     def identity(self) -> dict[str, str]:
         """What a checkpoint must have in common with the model: ``backbone``, its name, and ``fingerprint``."""
@@ -377,6 +455,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
         before = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", "tiles": None, "overlap": None}
+        before["region"] = None
         theirs = {**before, **metadata}
         ours = self.calibration_settings()
         different = [name for name, value in ours.items() if theirs[name] != value]
@@ -394,7 +473,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         return export.describe(self, input_size)
 
     def to_torch(self, export_root: Path | str, model_file_name: str = "model") -> Path:
-        """Export as anomalib does, with thresholds and metadata."""
+        """Export as anomalib does, with thresholds, region and metadata."""
+        self._prepare_region()
         self.calibrate_once()
         self.export_metadata = self.describe()
         return super().to_torch(export_root, model_file_name)
@@ -423,6 +503,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             msg = f"{settings}: a graph has fixed sizes, give input_size, "
             msg += "height and width of the raw images (--input_size '[600,800]')."
             raise ValueError(msg)
+        self._prepare_region(input_size)
         self.calibrate_once()
         options = {**export.onnx_options(self.model), **kwargs}
         # An exporter makes a sub-graph of every switch of gradients, too.
@@ -432,6 +513,22 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         gc.collect()
         export.annotate(path, self.describe(input_size))
         return path
+
+    def _prepare_region(self, input_size: tuple[int, int] | None = None) -> None:
+        """Compute the region before a graph is recorded, so that it is a constant of it.
+
+        Args:
+            input_size: Height and width of the raw images; ``None``: the model takes images of one size.
+
+        Raises:
+            ValueError: If there is a folder of regions.
+        """
+        if self.regions is None:
+            return
+        images = self.regions.crop_raw(torch.zeros(1, 3, *(input_size or pair(self.image_size))))
+        if self.pre_processor:
+            images = self.pre_processor.transform(images)
+        self.regions.view((images.shape[-2], images.shape[-1]))
 
     def _post_training_quantization_ov(self, model: Any, datamodule: Any = None) -> Any:  # noqa: ANN401  # OpenVINO's
         """INT8_PTQ: weights and activations, calibrated on ``normal_source``, else on the data module's normal images.
@@ -455,9 +552,51 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """Images as anomalib's, one for each predicted file also in nested folders: :class:`PredictionVisualizer`."""
         return PredictionVisualizer()
 
+    def _noted(self, batch: Batch) -> Batch:
+        """A scored batch whose scores count for the parts."""
+        if self.parts is not None:
+            self.parts.note(batch.pred_score)
+        return batch
+
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
-        return batch.update(**self.score_images(batch.image)._asdict())
+        prediction = self.score_images(self.look(batch.image, batch.image_path))
+        return batch.update(**self.cut(prediction, batch.image_path)._asdict())
+
+    def look(self, images: torch.Tensor, paths: Sequence[str | Path | None] | None) -> torch.Tensor:
+        """Transformed images ``[B, 3, H, W]`` as the model scores them: without what is outside of their regions."""
+        if self.regions is None:
+            return images
+        transform = getattr(self.pre_processor, "transform", None)
+        return self.regions.look(images, paths or [None] * len(images), transform)
+
+    def cut(self, prediction: InferenceBatch, paths: Sequence[str | Path | None] | None) -> InferenceBatch:
+        """A prediction whose maps are 0 outside of the regions of the images."""
+        if self.regions is None:
+            return prediction
+        return self.regions.cut(prediction, paths or [None] * len(prediction.pred_score))
+
+    def inside(self, paths: Sequence[str | Path | None] | None, size: tuple[int, int]) -> torch.Tensor | None:
+        """Pixels of maps ``[B, H, W]`` that count; ``None``: all."""
+        if self.regions is None:
+            return None
+        return self.regions.inside(size, paths or [None])
+
+    def _cut_truth(self, batch: Batch) -> None:
+        """Let defects outside of the regions be none, in masks and labels."""
+        if self.regions is None or batch.gt_mask is None:
+            return
+        paths, size = batch.image_path or [None], tuple(batch.gt_mask.shape[-2:])
+        inside = self.regions.inside(size, paths).to(batch.gt_mask.device)
+        cut = batch.gt_mask.bool() & inside
+        if batch.gt_label is not None:
+            outside = batch.gt_mask.bool().flatten(1).any(dim=1) & ~cut.flatten(1).any(dim=1)
+            if outside.any() and not self._warned_outside:
+                self._warned_outside = True
+                name = batch.image_path[int(outside.nonzero()[0])] if batch.image_path else "an image"
+                logger.warning("All defects of %s are outside of its region: it is normal. (Reported once.)", name)
+            batch.gt_label = batch.gt_label & ~outside
+        batch.gt_mask = cut
 
     def check_images(self, batch: Batch) -> None:
         """Name the files that hold NaN; warn once of images of one uniform colour.

@@ -3,6 +3,7 @@
 
 """Labels and masks from probabilities: a fixed scale, and a threshold that is usable from the first image."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from anomalib.data import Batch
 from anomalib.post_processing import PostProcessor
 from lightning import LightningModule, Trainer
 
+from .components import drop_small, drop_small_in_graph, original_size
 from .metrics import ScoreHistogram
+from .regions import inside_of
 
 FIXED, LABELS, NORMAL_PICTURES = "fixed", "labels", "normal pictures"
 
@@ -35,7 +38,11 @@ class ProbabilityPostProcessor(PostProcessor):
             last with their number, the wanted and the expected false-alarm rate and its interval. Plain types only:
             it goes into checkpoints, adapters and exports.
         chosen: Whether somebody gave the thresholds as numbers.
+        min_area: Components of a mask of fewer pixels of the original image are taken out of it, and an image whose
+            mask had components and has none left is normal. 0: none are.
     """
+
+    min_area = 0
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -104,13 +111,14 @@ class ProbabilityPostProcessor(PostProcessor):
         **kwargs,
     ) -> None:
         """Count the scores of a validation batch."""
-        del trainer, pl_module, args, kwargs
+        del trainer, args, kwargs
         if not self.enable_thresholding or outputs is None:
             return
         if outputs.gt_label is not None:
             self._image_scores.update(outputs.pred_score, outputs.gt_label)
         if outputs.gt_mask is not None:
-            self._pixel_scores.update(outputs.anomaly_map, outputs.gt_mask)
+            inside = inside_of(pl_module, outputs.image_path, outputs.anomaly_map)
+            self._pixel_scores.update(outputs.anomaly_map, outputs.gt_mask, inside)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the thresholds where both classes were seen."""
@@ -126,6 +134,38 @@ class ProbabilityPostProcessor(PostProcessor):
                         threshold.fill_(scores.best_f1()[1])
                         self.origin = {"origin": LABELS}
             scores.reset()
+
+    def threshold_batch(self, batch: Batch) -> None:
+        """Set labels and masks, without components that are smaller than :attr:`min_area`."""
+        super().threshold_batch(batch)
+        if self.min_area and batch.pred_mask is not None:
+            paths = batch.image_path or [None] * len(batch.image)
+            sizes = [original_size(path, tuple(batch.image.shape)) for path in paths]
+            batch.pred_mask, batch.pred_label = self.without_small(batch.pred_mask, batch.pred_label, sizes)
+
+    def without_small(
+        self,
+        masks: torch.Tensor,
+        labels: torch.Tensor | None,
+        sizes: Sequence[tuple[int, int]],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Masks and labels without components that are smaller than :attr:`min_area`.
+
+        Args:
+            masks: What is above the map's threshold ``[B, H, W]``.
+            labels: Whether the score is above its own ``[B]``.
+            sizes: Height and width of each original image in pixels; all alike in an exported graph.
+
+        Returns:
+            tuple: Masks; and labels, false where a mask had components and has none left.
+        """
+        if torch.compiler.is_exporting():
+            left = drop_small_in_graph(masks, self.min_area, sizes[0])
+        else:
+            cut = [drop_small(mask, self.min_area, size) for mask, size in zip(masks, sizes, strict=True)]
+            left = torch.stack(cut)
+        emptied = masks.flatten(1).any(dim=1) & ~left.flatten(1).any(dim=1)
+        return left, None if labels is None else labels & ~emptied.reshape(labels.shape)
 
     @staticmethod
     def _normalize(

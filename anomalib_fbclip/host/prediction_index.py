@@ -15,6 +15,8 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .components import components_of
+from .map_files import MapFiles
 from .post_processing import on_host
 from .processes import gather
 from .unreadable import (
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note")
+COLUMNS = ("path", "score", "label", "threshold", "map_max", "picture", "error", "note", "components", "map", "part")
+MOST_COMPONENTS = 1000
+"""Of an image, the highest peaks: readers of CSV stop at cells of 131072 characters."""
+
 _NAMED = 20
 _TERMINATED = 143  # 128 + SIGTERM, the exit status that shells and service managers know
 _DISAGREE = "where score and map disagree"
@@ -41,7 +46,7 @@ _LEFT_OUT = "reading or transforming it, or its mask, failed when its turn came,
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a table that :class:`PredictionIndex` wrote."""
+    """Rows of a table that :class:`PredictionIndex` wrote; lists are JSON in CSV."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return [json.loads(line) for line in file] if path.suffix == ".jsonl" else list(csv.DictReader(file))
 
@@ -51,8 +56,12 @@ class PredictionIndex(Callback):
 
     Columns: ``path``; ``score`` in [0, 1]; ``label``, 1 where the score is above ``threshold``, or ``uncalibrated``
     where the thresholds rest on nothing; ``map_max``, the largest value of the map; ``picture``, the strip, relative to
-    the table; ``error``, for files that could not be read; ``note``, where score and map disagree. Files that could not
-    be read come last (with several processes: last of each one's rows), without a score, and are named in one warning.
+    the table; ``error``, for files that could not be read; ``note``, where score and map disagree; ``components``, what
+    is marked, the highest peak first, as a JSON list of objects with ``box`` (left, top, right, bottom), ``area``,
+    ``peak`` and ``centre`` in pixels of the image, see :class:`~anomalib_fbclip.host.components.Component`; ``map``,
+    the file of the map where they are saved, relative to the table; ``part``, where images are grouped. Files that
+    could not be read come last (with several processes: last of each one's rows), without a score, and are named in one
+    warning.
     No file that was asked for is left out without a row.
 
     Rows are written while they come, into ``<name>.partial-<process><suffix>``, which gets its final name when all are
@@ -92,6 +101,8 @@ class PredictionIndex(Callback):
         self._words: Counter[str] = Counter()
         self._changed = skip_unreadable(trainer, one_size=getattr(pl_module, "fits_images", False))
         self._visualizer = getattr(pl_module, "visualizer", None)
+        self._maps = next((item for item in trainer.callbacks if isinstance(item, MapFiles)), None)
+        self._map_folder = Path() if self._maps is None else self._maps.folder(trainer)
         pictures = getattr(self._visualizer, "output_dir", None) or Path(trainer.default_root_dir) / "images"
         folder = self.dirpath or Path(pictures)
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +128,9 @@ class PredictionIndex(Callback):
         threshold = None if threshold is None else round(float(threshold), 6)
         calibrated = is_calibrated(pl_module.post_processor)
         for item in on_host(batch):
-            verdict = judge(item, calibrated)
+            verdict = judge(item, calibrated, pl_module.post_processor)
             self._words.update([verdict.word, *([_DISAGREE] if verdict.note else [])])
-            row: dict[str, str | float | None] = dict.fromkeys(COLUMNS)
+            row: dict[str, Any] = dict.fromkeys(COLUMNS)
             row["path"] = item.image_path
             row["score"] = round(float(item.pred_score), 6)
             row["label"] = verdict.label
@@ -127,6 +138,13 @@ class PredictionIndex(Callback):
             row["threshold"] = threshold
             row["map_max"] = None if item.anomaly_map is None else round(float(item.anomaly_map.max()), 6)
             row["picture"] = self._picture(item.image_path)
+            if calibrated and item.pred_mask is not None:
+                found = components_of(item)[:MOST_COMPONENTS]
+                row["components"] = [component._asdict() for component in found]
+            if self._maps is not None and item.image_path is not None:
+                row["map"] = self._beside(self._map_folder / self._maps.path_of(item.image_path))
+            if getattr(pl_module, "parts", None) is not None:
+                row["part"] = pl_module.parts.name_of(item.image_path)
             self._write(row)
             self._seen.add(str(item.image_path))
         if self._file is not None:
@@ -247,7 +265,7 @@ class PredictionIndex(Callback):
             return lambda row: file.write(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n")
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        return table.writerow
+        return lambda row: table.writerow({name: _cell(value) for name, value in row.items()})
 
     def _picture(self, image_path: str | None) -> str | None:
         place = getattr(self._visualizer, "picture_path", None)
@@ -258,7 +276,17 @@ class PredictionIndex(Callback):
     def _relative(self, target: Path) -> str:
         return str(target.relative_to(self._path.parent) if target.is_relative_to(self._path.parent) else target)
 
+    def _beside(self, target: Path) -> str:
+        try:
+            return Path(os.path.relpath(target, self._path.parent)).as_posix()
+        except ValueError:  # on another drive
+            return str(target)
+
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _cell(value: Any) -> Any:  # noqa: ANN401  # of a row
+    return json.dumps(value) if isinstance(value, list) else value

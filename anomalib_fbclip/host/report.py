@@ -5,6 +5,7 @@
 
 import base64
 import io
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ PAGE_BYTES = 40_000_000
 _IMAGE_BYTES = 60_000
 _SIDES = (1200, 900, 640, 480, 360, 260, 180)
 _QUALITY = 70
+_NAMED = 3
 _WORDS = {"1": ANOMALOUS, "0": NORMAL, UNCALIBRATED: UNCALIBRATED}
 
 
@@ -134,9 +136,21 @@ def _rows(rows: Sequence[dict[str, Any]], folder: Path, page: Path) -> Iterator[
             "word": "unreadable" if row.get("error") else _WORDS.get(str(row.get("label")), ""),
             "note": _text(row.get("error") or row.get("note") or ""),
             "disagree": bool(row.get("note")),
+            "marked": _marked(row.get("components")),
             "strip": _link(strip, page) if image and strip else "",
             "image": image or "",
         }
+
+
+def _marked(components: Any) -> str:  # noqa: ANN401  # of CSV or JSON
+    """What is marked in an image, in words."""
+    found = json.loads(components) if isinstance(components, str) and components else components or []
+    said = []
+    for one in found[:_NAMED]:
+        left, top, right, bottom = one["box"]
+        said.append(f"{right - left} x {bottom - top} at {left}, {top} (area {one['area']}, peak {one['peak']:.2f})")
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"{len(found)} marked: {'; '.join(said)}{more}" if found else ""
 
 
 def _thumbnail(path: Path, limit: int, start: int) -> tuple[str, int]:

@@ -6,6 +6,7 @@
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 ANOMALOUS, NORMAL, UNCALIBRATED = "anomalous", "normal", "uncalibrated"
 ONLY_SCORE = "score above its threshold, no pixel above the map's"
 ONLY_MAP = "pixels above the map's threshold, score below its own"
+TOO_SMALL = "score above its threshold, all marked components smaller than min_area"
 _NAMED = 20
 
 
@@ -44,12 +46,17 @@ def is_calibrated(post_processor: object) -> bool:
     return bool(getattr(post_processor, "calibrated", True))
 
 
-def judge(item: Any, calibrated: bool = True) -> Verdict:  # noqa: ANN401  # of anomalib or with its fields
+def judge(
+    item: Any,  # noqa: ANN401  # of anomalib or with its fields
+    calibrated: bool = True,
+    post_processor: object = None,
+) -> Verdict:
     """The verdict on a post-processed item.
 
     Args:
         item: Item with ``pred_label`` and ``pred_mask``, either of which may be ``None``.
         calibrated: Whether the thresholds rest on anything.
+        post_processor: Where the threshold of the score is, for notes on small components.
     """
     if not calibrated:
         return Verdict(UNCALIBRATED)
@@ -58,8 +65,14 @@ def judge(item: Any, calibrated: bool = True) -> Verdict:  # noqa: ANN401  # of 
     anomalous = bool(item.pred_label)
     word = ANOMALOUS if anomalous else NORMAL
     if item.pred_mask is None or bool(item.pred_mask.any()) == anomalous:
-        return Verdict(word)
+        return Verdict(word, TOO_SMALL if not anomalous and _is_above(item, post_processor) else "")
     return Verdict(word, ONLY_SCORE if anomalous else ONLY_MAP)
+
+
+def _is_above(item: Any, post_processor: object) -> bool:  # noqa: ANN401  # of anomalib or with its fields
+    """Whether the score of an image is above its threshold, where small components may have changed its label."""
+    threshold = getattr(post_processor, "normalized_image_threshold", None)
+    return bool(getattr(post_processor, "min_area", 0)) and float(item.pred_score) > float(threshold or 0)
 
 
 def is_command_line(trainer: Trainer) -> bool:
@@ -77,11 +90,34 @@ def how_to_calibrate(trainer: Trainer) -> str:
     return f"{shlex.join(begin)} --model.normal_source FOLDER_OF_GOOD_IMAGES"
 
 
-class _Tested(NamedTuple):
+class Tested(NamedTuple):
+    """One image, or part, of a test.
+
+    Attributes:
+        path: Its name.
+        score: Its score.
+        label: Whether it is called anomalous.
+        truth: Whether it is.
+    """
+
     path: str
     score: float
     label: bool
     truth: bool
+
+
+def confusion(rows: Sequence[Tested]) -> tuple[dict[str, int], str]:
+    """Numbers of ``hits``, ``misses``, ``false alarms`` and ``rejections``, and what a log says of them."""
+    alarms = sorted((row for row in rows if row.label and not row.truth), key=lambda row: -row.score)
+    misses = sorted((row for row in rows if row.truth and not row.label), key=lambda row: row.score)
+    bad = sum(bool(row.truth) for row in rows)
+    counts = {
+        "hits": bad - len(misses),
+        "misses": len(misses),
+        "false alarms": len(alarms),
+        "rejections": len(rows) - bad - len(alarms),
+    }
+    return counts, "\n".join((_matrix(counts), _names("False alarms", alarms), _names("Misses", misses)))
 
 
 class Confusion(Callback):
@@ -95,7 +131,7 @@ class Confusion(Callback):
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self._rows: list[_Tested] = []
+        self._rows: list[Tested] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count anew."""
@@ -117,7 +153,7 @@ class Confusion(Callback):
             return
         names = batch.image_path or [""] * len(batch.gt_label)
         values = (batch.pred_score.tolist(), batch.pred_label.tolist(), batch.gt_label.tolist())
-        rows = [_Tested(str(name), *row) for name, *row in zip(names, *values, strict=True)]
+        rows = [Tested(str(name), *row) for name, *row in zip(names, *values, strict=True)]
         self._rows += rows[: own_number(trainer, batch_idx, dataloader_idx)]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,23 +162,8 @@ class Confusion(Callback):
         self._rows = []
         if not rows or not trainer.is_global_zero:
             return
-        alarms = sorted((row for row in rows if row.label and not row.truth), key=lambda row: -row.score)
-        misses = sorted((row for row in rows if row.truth and not row.label), key=lambda row: row.score)
-        bad = sum(bool(row.truth) for row in rows)
-        self.counts = {
-            "hits": bad - len(misses),
-            "misses": len(misses),
-            "false alarms": len(alarms),
-            "rejections": len(rows) - bad - len(alarms),
-        }
-        logger.info(
-            "%d images at the threshold %s:\n%s\n%s\n%s",
-            len(rows),
-            _basis(pl_module),
-            _matrix(self.counts),
-            _names("False alarms", alarms),
-            _names("Misses", misses),
-        )
+        self.counts, text = confusion(rows)
+        logger.info("%d images at the threshold %s:\n%s", len(rows), _basis(pl_module), text)
 
 
 def _matrix(counts: dict[str, int]) -> str:
@@ -154,7 +175,7 @@ def _matrix(counts: dict[str, int]) -> str:
     return "\n".join(f"  {name:<10}{first!s:>12}{second!s:>10}" for name, first, second in rows)
 
 
-def _names(title: str, rows: list[_Tested]) -> str:
+def _names(title: str, rows: list[Tested]) -> str:
     named = [f"\n  {row.score:.3f}  {row.path}" for row in rows[:_NAMED]]
     more = f"\n  and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return f"{title}: {len(rows) or 'none'}{''.join(named)}{more}"

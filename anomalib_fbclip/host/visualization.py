@@ -3,7 +3,6 @@
 
 """Result images of a prediction, one strip for each file, also in nested folders."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,14 @@ from anomalib.visualization.image.item_visualizer import visualize_image_item
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional
+from torchvision.transforms.v2.functional import to_pil_image
 
-from anomalib_fbclip.common.files import replacing
+from anomalib_fbclip.common.files import below, common_root, replacing
 
+from .components import Component, components_of, original_size
 from .post_processing import on_host
 from .processes import gather, own_number
+from .regions import inside_of
 from .unreadable import predicted_files
 from .verdicts import ANOMALOUS, NORMAL, Verdict, is_calibrated, judge
 
@@ -33,6 +35,7 @@ _ELONGATED = 2
 """Ratio of sides from which on panels are twice as long; wide ones then stand below each other."""
 
 _BACKGROUND, _TEXT, _MUTED = "white", (30, 30, 30), (110, 110, 110)
+_BOX, _PALE = (255, 220, 0), 0.65
 _COLOURS = {ANOMALOUS: (185, 20, 20), NORMAL: (10, 110, 50)}
 _OVERLAYS = [("image", ["pred_mask"]), ("image", ["anomaly_map"])]
 
@@ -42,8 +45,8 @@ class PredictionVisualizer(ImageVisualizer):
 
     A strip has a line with verdict and score, the panels of anomalib's visualizer in the proportions of the original
     image (side by side, or below each other for wide images), and the scale of the map with its threshold as a bar.
-    Where the thresholds rest on nothing the line says ``uncalibrated`` and nothing is outlined or marked. Strips are
-    PNG files.
+    Where the thresholds rest on nothing the line says ``uncalibrated`` and nothing is outlined or marked. What is
+    marked is outlined, with a box around each component. What is outside of a region is pale. Strips are PNG files.
 
     anomalib keeps a file's last folder only, so ``line1/good/0.png`` and ``line2/good/0.png`` overwrite each other.
     Here all folders below the one that the files have in common are kept, and its name. Tests write as anomalib does.
@@ -87,26 +90,34 @@ class PredictionVisualizer(ImageVisualizer):
         self.renamed: dict[Path, Path] = {}
         self._written: dict[Path, float] = {}
 
-    def visualize(self, predictions: Any, post_processor: object = None) -> Any:  # noqa: ANN401  # as anomalib's
+    def visualize(
+        self,
+        predictions: Any,  # noqa: ANN401  # as anomalib's
+        post_processor: object = None,
+        inside: torch.Tensor | None = None,
+    ) -> Any:  # noqa: ANN401  # as anomalib's
         """One strip for each image.
 
         Args:
             predictions: Item or batch, post-processed.
             post_processor: Where thresholds come from. ``None``: they are 0.5 and taken for granted.
+            inside: Pixels of the maps that belong to the regions, ``[H, W]`` or for a batch ``[B, H, W]``. ``None``:
+                all.
 
         Returns:
             An image, a list of them for a batch of several, or ``None`` without anything to draw.
         """
         if isinstance(predictions, ImageBatch):
-            strips = [self.visualize(item, post_processor) for item in predictions]
+            cut = [None] * len(predictions.image) if inside is None else list(inside)
+            strips = [self.visualize(item, post_processor, one) for item, one in zip(predictions, cut, strict=True)]
             return strips[0] if len(strips) == 1 else strips
         if not isinstance(predictions, ImageItem):
             return super().visualize(predictions)
         calibrated = is_calibrated(post_processor)
-        panels = self._panels(predictions, calibrated)
+        panels = self._panels(predictions, calibrated, inside)
         if not panels or not self.text_config["enable"]:
             return _beside(list(panels.values())) if panels else None
-        verdict = judge(predictions, calibrated) if predictions.pred_score is not None else None
+        verdict = judge(predictions, calibrated, post_processor) if predictions.pred_score is not None else None
         threshold = getattr(post_processor, "normalized_pixel_threshold", 0.5) if calibrated else None
         font = self._font(self.text_config["size"] or _TEXT_SIZE)
         return _strip(
@@ -117,7 +128,12 @@ class PredictionVisualizer(ImageVisualizer):
             font,
         )
 
-    def _panels(self, item: ImageItem, calibrated: bool) -> dict[str, Image.Image]:
+    def _panels(
+        self,
+        item: ImageItem,
+        calibrated: bool,
+        inside: torch.Tensor | None = None,
+    ) -> dict[str, Image.Image]:
         """Caption and image of each panel, in the proportions of the original image."""
         size = _panel_size(item, self.size)
         # Resized here, so that an outline has the same width on all sides of an elongated image.
@@ -148,9 +164,15 @@ class PredictionVisualizer(ImageVisualizer):
         names = [[field] for field in fields] + [[base, *over] for base, over in overlays]
         captions = [" + ".join(convert_to_title_case(field) for field in name) for name in names]
         width, height = size
-        return {
-            caption: row.crop((place * width, 0, (place + 1) * width, height)) for place, caption in enumerate(captions)
-        }
+        panels = [row.crop((place * width, 0, (place + 1) * width, height)) for place in range(len(names))]
+        if calibrated:
+            marked = components_of(item)
+            for panel, name in zip(panels, names, strict=True):
+                if name[-1] == "pred_mask":
+                    _draw_boxes(panel, marked, original_size(item.image_path, tuple(item.image.shape)))
+        if inside is not None:
+            panels = [_pale_outside(panel, sized.image, _resized(inside, size)) for panel in panels]
+        return dict(zip(captions, panels, strict=True))
 
     def _font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         name = self.text_config["font"]
@@ -192,18 +214,11 @@ class PredictionVisualizer(ImageVisualizer):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the folder that all files have in common."""
         self.on_test_start(trainer, pl_module)
-        folders = [os.path.abspath(path.parent) for path in predicted_files(trainer)]  # noqa: PTH100  # keeps links
-        try:
-            self._root = Path(os.path.commonpath(folders)).parent if folders else None
-        except ValueError:  # several drives
-            self._root = None
+        self._root = common_root(predicted_files(trainer))
 
     def picture_path(self, image_path: str | Path) -> Path:
         """Where the strip of a file is written, below ``output_dir``, before it is ranked."""
-        path = Path(os.path.abspath(image_path))  # noqa: PTH100  # keeps links
-        if self._root is not None and path.is_relative_to(self._root):
-            return _as_png(path.relative_to(self._root))
-        return _as_png(Path(path.parent.name, path.name))
+        return _as_png(below(image_path, self._root))
 
     def on_predict_batch_end(
         self,
@@ -228,7 +243,12 @@ class PredictionVisualizer(ImageVisualizer):
         self._rank(trainer)
 
     def _write(self, item: ImageItem, target: Path, pl_module: LightningModule) -> None:
-        strip = self.visualize(item, getattr(pl_module, "post_processor", None))
+        inside = inside_of(pl_module, [item.image_path], None if item.anomaly_map is None else item.anomaly_map[None])
+        strip = self.visualize(
+            item,
+            getattr(pl_module, "post_processor", None),
+            None if inside is None else inside.reshape(inside.shape[-2:]),
+        )
         if strip is None:
             return
         _save(strip, target)
@@ -265,11 +285,7 @@ def _without_pixels(batch: ImageBatch) -> ImageBatch:
 
 def _panel_size(item: ImageItem, longest: int) -> tuple[int, int]:
     """Width and height of a panel, in the proportions of the original image."""
-    if item.image_path is not None and Path(item.image_path).is_file():
-        with Image.open(item.image_path) as image:
-            width, height = image.size
-    else:
-        height, width = item.image.shape[-2:]
+    height, width = original_size(item.image_path, tuple(item.image.shape))
     elongated = max(width, height) >= _ELONGATED * min(width, height)
     scale = longest * (1 + elongated) / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
@@ -284,6 +300,24 @@ def _resized(values: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor
     if values.dtype == torch.bool:
         return functional.interpolate(flat, shape, mode="nearest-exact")[0, 0].bool()
     return functional.interpolate(flat, shape, mode="bilinear", antialias=True)[0, 0].clamp(0, 1)
+
+
+def _draw_boxes(panel: Image.Image, marked: Sequence[Component], size: tuple[int, int]) -> None:
+    """Draw a box around each component of an image of a height and width."""
+    pen = ImageDraw.Draw(panel)
+    rows, columns = panel.height / size[0], panel.width / size[1]
+    for left, top, right, bottom in (component.box for component in marked):
+        corners = (left * columns - 3, top * rows - 3, right * columns + 2, bottom * rows + 2)
+        pen.rectangle(corners, outline=_BOX)
+
+
+def _pale_outside(panel: Image.Image, image: torch.Tensor, inside: torch.Tensor | None) -> Image.Image:
+    """A panel that shows the image, pale, where it is outside of the region."""
+    if inside is None:
+        return panel
+    plain = to_pil_image(image.detach().cpu().float().clamp(0, 1)).convert("RGB").resize(panel.size)
+    pale = Image.blend(plain, Image.new("RGB", plain.size, _BACKGROUND), _PALE)
+    return Image.composite(panel.convert("RGB"), pale, to_pil_image(inside.float()))
 
 
 def _beside(panels: Sequence[Image.Image]) -> Image.Image:

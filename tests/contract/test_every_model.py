@@ -10,6 +10,7 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
@@ -17,6 +18,7 @@ from anomalib.cli import AnomalibCLI
 from anomalib.data import ImageBatch
 from anomalib.models import get_model, list_models
 from models import ADAPTED, CLASSES, every_adapted_model, every_model
+from PIL import Image
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -330,6 +332,38 @@ def test_normal_images_set_the_thresholds(name, build, folder, engine) -> None:
     assert model.thresholds["origin"] == "normal pictures"
     assert model.thresholds["pictures"] == 8
     assert model.thresholds["expected_rate"] == pytest.approx(2 / 9)
+
+
+@every_model
+@pytest.mark.parametrize("crop", [False, True])
+def test_what_is_outside_of_a_region_changes_nothing(name, crop, build, folder, engine, tmp_path) -> None:
+    inside = np.zeros((56, 56), bool)
+    inside[8:48, 12:52] = True
+    Image.fromarray(inside).save(tmp_path / "region.png")
+    plain = build(name, threshold=0.5, visualizer=False)
+    maps = []
+    for number, change in enumerate((0, 90)):
+        images = tmp_path / str(number)
+        images.mkdir()
+        for file in sorted(folder.iterdir())[:3]:
+            values = np.asarray(Image.open(file))
+            Image.fromarray(np.where(inside[..., None], values, values // 2 + change)).save(images / file.name)
+        few = {"k_shot": 1, "few_shot_source": folder} if name in ADAPTED else {}
+        model = build(
+            name,
+            region=tmp_path / "region.png",
+            crop_to_region=crop,
+            visualizer=False,
+            normal_source=images,
+            **few,
+        )
+        batches = engine().predict(model, data_path=images)
+        maps.append(torch.cat([batch.anomaly_map for batch in batches]))
+        assert model.thresholds["origin"] == "normal pictures"
+    assert_close(maps[0], maps[1])
+    assert not maps[0][:, ~torch.from_numpy(inside)].any()
+    other = torch.cat([batch.anomaly_map for batch in engine().predict(plain, data_path=images)])
+    assert not torch.allclose(other, maps[0])
 
 
 @every_adapted_model

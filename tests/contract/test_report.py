@@ -45,6 +45,9 @@ def use(page: Path, script: str) -> dict:
     return json.loads(found[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
 
+MARKED = '[{"box": [1, 2, 5, 9], "area": 20, "peak": 0.91, "centre": [3, 5]}]'
+
+
 @pytest.fixture
 def make(tmp_path):
     """The folder of a prediction with a number of images, the scores rising to 1, each fourth strip drawn."""
@@ -60,7 +63,8 @@ def make(tmp_path):
                 (folder / "line").mkdir(exist_ok=True)
                 Image.new("RGB", (90, 30), (index % 255, 90, 90)).save(folder / picture)
             note = "score above its threshold, no pixel above the map's" if index == number - 1 else ""
-            row = dict(zip(COLUMNS, ("", score, int(score > 0.5), 0.5, score / 2, picture, "", note), strict=True))
+            values = ("", score, int(score > 0.5), 0.5, score / 2, picture, "", note, MARKED, "", "")
+            row = dict(zip(COLUMNS, values, strict=True))
             rows.append({**row, "path": f"/data/line/{index}.png", "label": label or row["label"]})
         rows.append({"path": "/data/</script><b>ü.png", "error": "cannot identify image file"})
         with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -92,7 +96,9 @@ def test_the_command(make, capsys, tmp_path) -> None:
         assert main(["report", str(place)]) == 0
     assert str(folder / "report.html") in capsys.readouterr().out
     assert main(["report", str(folder), "--output", str(tmp_path / "page.html")]) == 0
-    assert "results/FBCLIP/latest/images/line/0.png" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "results/FBCLIP/latest/images/line/0.png" in text
+    assert "1 marked: 4 x 7 at 1, 2 (area 20, peak 0.91)" in text
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 1
     assert "holds no predictions.csv" in capsys.readouterr().err

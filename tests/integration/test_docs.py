@@ -76,10 +76,14 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         mask[20:40, 24:44] = 255
         assert cv2.imwrite(str(path), mask)
 
+    mark(tmp_path / "region.png")
     for number in range(4):
         draw(tmp_path / "good" / f"{number}.png")
     for number in range(2):
         draw(tmp_path / "images" / f"{number}.png", defect=bool(number))
+        mark(tmp_path / "regions" / f"{number}.png")
+        for view in ("left", "right"):
+            draw(tmp_path / "stations" / f"part{number}_{view}.png", defect=bool(number))
         for root, kinds in (("parts", ("bad", "scratch", "dent")), ("other", ("bad",))):
             draw(tmp_path / root / "good" / f"{number}.png")
             for kind in kinds:

@@ -17,6 +17,7 @@ import numpy as np
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import FAMILIES
 from anomalib_fbclip.data.procedural.generator import MIN_SIZE, Sample, generate
+from anomalib_fbclip.data.procedural.views import generate_views
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class CacheSpec:
         train_anomalous: Whether every second train image is defective too.
         variation: Strength of the normal variation, 0..1.
         seed: Not negative.
+        views: Images of each part, 1 or more; the numbers above are then those of parts.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -49,10 +51,11 @@ class CacheSpec:
     train_anomalous: bool = False
     variation: float = 1.0
     seed: int = 0
+    views: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        least = {"image_size": MIN_SIZE, "num_train": 1, "num_test": 2, "seed": 0}
+        least = {"image_size": MIN_SIZE, "num_train": 1, "num_test": 2, "seed": 0, "views": 1}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 msg = f"{name} must be at least {bound}, got {getattr(self, name)}."
@@ -65,7 +68,9 @@ class CacheSpec:
     def key(self) -> str:
         """Folder name that stands for these values."""
         train = f"{self.num_train}{'mixed' if self.train_anomalous else 'good'}"
-        return f"v{VERSION}_{self.image_size}px_{train}_{self.num_test}test_variation{self.variation:g}_seed{self.seed}"
+        views = f"_{self.views}views" if self.views > 1 else ""
+        sizes = f"v{VERSION}_{self.image_size}px_{train}_{self.num_test}test"
+        return f"{sizes}_variation{self.variation:g}_seed{self.seed}{views}"
 
     def count(self, split: str) -> int:
         """Images of a split."""
@@ -81,6 +86,17 @@ def draw(family: str, spec: CacheSpec, split: str, number: int) -> Sample:
     """The image ``number`` of a split; its seed differs from every other's."""
     seed = (spec.seed, FAMILIES.index(family), SPLITS.index(split), number)
     return generate(family, spec.kind(split, number), spec.image_size, seed, spec.variation)
+
+
+def _draw_named(family: str, spec: CacheSpec, split: str, number: int) -> dict[str, Sample]:
+    """The images of one part by their names, which tell the family: anomalib's results keep folder and name only."""
+    name = f"{family}_{number:04d}"
+    if spec.views == 1:
+        return {name: draw(family, spec, split, number)}
+    seed = (spec.seed, FAMILIES.index(family), SPLITS.index(split), number)
+    kind = spec.kind(split, number)
+    views = generate_views(family, kind, spec.image_size, seed, spec.views, spec.variation)
+    return {f"{name}_view{index}": view for index, view in enumerate(views)}
 
 
 def write_family(root: Path, family: str, spec: CacheSpec) -> Path:
@@ -103,13 +119,11 @@ def write_family(root: Path, family: str, spec: CacheSpec) -> Path:
     temporary.chmod(0o755)
     for split in SPLITS:
         for number in range(spec.count(split)):
-            sample = draw(family, spec, split, number)
-            # The family is in the name, too: anomalib's images of results keep the last folder and the name only.
-            name = f"{family}_{number:04d}.png"
-            _write(temporary / split / sample.kind / name, sample.image[..., ::-1])
-            if sample.kind != GOOD:
-                mask = sample.mask.astype(np.uint8) * 255
-                _write(temporary / MASKS[split] / sample.kind / name, mask)
+            for name, sample in _draw_named(family, spec, split, number).items():
+                _write(temporary / split / sample.kind / f"{name}.png", sample.image[..., ::-1])
+                if sample.kind != GOOD:
+                    mask = sample.mask.astype(np.uint8) * 255
+                    _write(temporary / MASKS[split] / sample.kind / f"{name}.png", mask)
     try:
         temporary.rename(target)
     except OSError:  # another process was faster: its folder holds the same bytes
