@@ -16,6 +16,7 @@ from anomalib.engine import Engine
 from PIL import Image
 
 from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.host.export import is_layer, quantize
 
 onnxruntime = pytest.importorskip("onnxruntime")
 openvino = pytest.importorskip("openvino")
@@ -162,3 +163,46 @@ def test_openvino_in_half_precision_with_a_fixed_batch(model, photos, tmp_path) 
     assert list(read.input(0).shape) == [1, 3, 130, 180]
     _agree(_named(openvino.Core().compile_model(read, "CPU", EXACT)(_read(photos[0]))), expected, tolerance=0.01)
     assert json.loads(read.get_rt_info(["framework", "thresholds"]).astype(str))["origin"] == "labels"
+
+
+@pytest.fixture
+def graph():
+    """A layer behind a resize, as at the input; cosines with two texts and a map's matrix, as at the output."""
+    ops = pytest.importorskip("openvino.opset13")
+    image = ops.parameter([-1, 3, 40, 60], np.float32)
+    tokens = ops.reshape(
+        ops.matmul(ops.constant(np.ones((6, 40), np.float32)), image, False, False),
+        [-1, 3, 360],
+        False,
+    )
+    layer = ops.matmul(tokens, ops.constant(np.eye(64, 360, dtype=np.float32)), False, True)
+    texts = ops.matmul(layer, ops.constant(np.ones((2, 64), np.float32)), False, True)
+    enlarged = ops.matmul(ops.constant(np.ones((9, 3), np.float32)), texts, False, False)
+    return openvino.Model([enlarged], [image])
+
+
+def test_of_all_products_layers_alone_are_quantised(graph) -> None:
+    pytest.importorskip("nncf")
+    products = [op for op in graph.get_ordered_ops() if op.get_type_name() == "MatMul"]
+    assert [is_layer(op) for op in products] == [False, True, False, False]
+    quantised = quantize(graph, torch.rand(2, 3, 40, 60))
+    left, layer, texts, right = (op for op in quantised.get_ordered_ops() if op.get_type_name() == "MatMul")
+    types = [[source.get_node().get_type_name() for source in op.input_values()] for op in (left, layer, texts, right)]
+    assert types[1][1] == "Multiply"  # weights of 8 bit and their scale
+    assert not {"FakeQuantize", "Multiply"} & {*types[0], *types[2], *types[3]}
+    assert "FakeQuantize" in [op.get_type_name() for op in quantised.get_ops()]
+    openvino.Core().compile_model(quantised, "CPU")
+
+
+@pytest.mark.parametrize("source", ["normal_source", "datamodule", "none"])
+def test_int8_is_calibrated_on_normal_images(source, graph, model, surfaces, photos, monkeypatch) -> None:
+    seen: list = []
+    monkeypatch.setattr("anomalib_fbclip.host.export.quantize", lambda _, images: seen.extend(images))
+    fbclip = model(normal_source=photos[0].parent if source == "normal_source" else None)
+    if source == "none":
+        with pytest.raises(ValueError, match="give normal_source, or a data module"):
+            fbclip._post_training_quantization_ov(graph)
+        return
+    fbclip._post_training_quantization_ov(graph, surfaces() if source == "datamodule" else None)
+    assert len(seen) == (len(photos) if source == "normal_source" else 8 + 4)  # trained and tested good images
+    assert {image.shape for image in seen} == {(3, 40, 60)}
