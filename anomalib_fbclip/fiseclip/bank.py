@@ -78,6 +78,10 @@ class ReferenceBank:
         """Images in the bank, of all categories."""
         return sum(int(images.present.sum()) for images in self._images.values())
 
+    def __bool__(self) -> bool:
+        """Whether images were seen; unlike their number, it need not be read from the device."""
+        return bool(self._images)
+
     def get(self, category: str) -> Reference | None:
         """Images of a category, newest first; ``None`` where there are none."""
         return self._images.get(category)

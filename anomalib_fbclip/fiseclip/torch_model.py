@@ -318,7 +318,7 @@ class FiSeCLIPModel(nn.Module):
             return patches, joint, class_probability, abnormal_probability(joint, text, self.temperature)
 
     def _check_grid(self, grid: Grid) -> None:
-        seen = len(self.bank) or self.sample or self.trusted is not None
+        seen = self.bank or self.sample or self.trusted is not None
         if seen and self._grid != grid:
             msg = f"images of {grid} patches after images of {self._grid}: call reset() before images of another size."
             raise ValueError(msg)
