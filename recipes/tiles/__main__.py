@@ -19,14 +19,21 @@ half of the shorter side. Metrics are at the size of the image. ``python -m reci
 
 import argparse
 import random
+import resource
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event, Thread
 
+import numpy as np
 import torch
 from anomalib.data import InferenceBatch
 from anomalib.data.utils import read_image, read_mask
+from anomalib.engine import Engine
+from PIL import Image
 from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
@@ -36,6 +43,18 @@ from anomalib_fbclip.host.metrics import ImageScores, ScoreHistogram
 
 CELL = 120
 DEFECTS = ("MT_Blowhole", "MT_Break", "MT_Crack")
+
+
+RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "maximum": torch.maximum,
+    "product": lambda whole, tiles: (whole * tiles).sqrt(),
+    "mean": lambda whole, tiles: (whole + tiles) / 2,
+    "mean 1 : 3": lambda whole, tiles: (whole + 3 * tiles) / 4,
+    "logits": lambda whole, tiles: ((whole.logit(1e-6) + tiles.logit(1e-6)) / 2).sigmoid(),
+    "logits 1 : 3": lambda whole, tiles: ((whole.logit(1e-6) + 3 * tiles.logit(1e-6)) / 4).sigmoid(),
+    "roots": lambda whole, tiles: ((whole.sqrt() + tiles.sqrt()) / 2).square(),
+}
+"""Other rules by which the maps of the whole image, proportions kept, and of the tiles can be joined."""
 
 
 @dataclass
@@ -141,8 +160,17 @@ class Ways:
         side: int,
         seams: bool,
         alone: bool,
+        rules: bool,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """For each way score and map ``[h, w]``; ``seams``: no tile over two cells; ``alone``: no tiles."""
+        """For each way score and map ``[h, w]``.
+
+        Args:
+            sample: Image and mask.
+            side: Of the tiles.
+            seams: Let no tile lie over two cells.
+            alone: Leave out all but the squashed image.
+            rules: Also join by :data:`RULES`.
+        """
         found = {}
         for name, model in self.models.items():
             batch = model(sample.image[None])
@@ -163,7 +191,49 @@ class Ways:
         found["tiled"] = (scores.max(), blended[0])
         batch = tiled.tiling(score, canvas)
         found["joined"] = (batch.pred_score[0], batch.anomaly_map[0])
+        if rules:
+            size, whole = blended.shape[-2:], found["kept"][1]
+            whole = F.interpolate(whole.reshape(1, 1, *whole.shape[-2:]), size=size, mode="bilinear")[0, 0]
+            found |= {name: (found["joined"][0], rule(whole, blended[0])) for name, rule in RULES.items()}
         return found
+
+
+def measure_memory(side: int, stub: bool) -> None:
+    """Print how much memory the prediction of an image of 8000 x 6000 pixels takes beside the model.
+
+    Args:
+        side: Side of the tiles.
+        stub: Put the mean of the colours in the place of the model: with thousands of tiles, only what is around it.
+    """
+    model = FBCLIP(backbone="tiny", tiles=side).eval()
+    if stub:
+        model.model.forward = lambda images: InferenceBatch(
+            pred_score=images.mean(dim=(1, 2, 3)).sigmoid(),
+            anomaly_map=images.mean(dim=1).sigmoid(),
+        )
+    with TemporaryDirectory() as folder:
+        random = np.random.default_rng(0).integers(100, 150, (6000, 8000, 3), dtype=np.uint8)
+        Image.fromarray(random).save(Path(folder, "large.jpg"))
+        del random
+        model(torch.rand(1, 3, side, side))
+        before, peak, ended = _resident(), [0.0], Event()
+
+        def watch() -> None:
+            while not ended.wait(0.005):
+                peak[0] = max(peak[0], _resident())
+
+        watcher = Thread(target=watch)
+        watcher.start()
+        start = time.perf_counter()
+        engine = Engine(default_root_dir=folder, accelerator="cpu", devices=1)
+        engine.predict(model, data_path=folder, return_predictions=False)
+        ended.set()
+        watcher.join()
+    print(f"{peak[0] - before:.2f} GB beside {before:.2f} GB before, {time.perf_counter() - start:.0f} s")
+
+
+def _resident() -> float:
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize() / 1e9
 
 
 def main() -> None:
@@ -172,13 +242,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--number", type=int, default=36, help="bad images of a set (default: %(default)s)")
     parser.add_argument("--sets", nargs="*", help="some of the sets (default: all)")
+    parser.add_argument("--rules", action="store_true", help="also join by other rules")
+    parser.add_argument("--memory", type=int, metavar="SIDE", help="measure memory with tiles of this side instead")
+    parser.add_argument("--stub", action="store_true", help="with --memory: without the model itself")
     arguments = parser.parse_args()
+    if arguments.memory:
+        measure_memory(arguments.memory, arguments.stub)
+        return
     ways = Ways()
     print("| set | images | way | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|---|---|")
     for name, (samples, side) in make_sets(arguments.data, arguments.number).items():
         if arguments.sets and name not in arguments.sets:
             continue
-        flags = (name in {"strips", "mosaics"}, name == "cells")
+        flags = (name in {"strips", "mosaics"}, name == "cells", arguments.rules)
         meters: dict[str, tuple[ImageScores, ScoreHistogram]] = {}
         for sample in samples:
             for way, (score, anomaly_map) in ways(sample, side(sample), *flags).items():

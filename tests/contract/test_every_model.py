@@ -455,7 +455,8 @@ def test_a_table_has_a_row_for_each_model(adapters, tmp_path, surfaces_root) -> 
     rows = []
     for name in CLASSES:
         weights = {"weights": str(adapters[name])} if name in ADAPTED else {}
-        rows.append({"class_path": name, "init_args": {"backbone": "tiny", "image_size": 56, **weights}})
+        tiles = {"tiles": 40} if name == "AFCLIP" else {}
+        rows.append({"class_path": name, "init_args": {"backbone": "tiny", "image_size": 56, **weights, **tiles}})
     data = {"root": str(surfaces_root), "image_size": 56, "num_train": 8, "num_test": 8}
     datasets = [{"class_path": "ProceduralSurfaces", "init_args": data, "categories": ["wood"]}]
     results = {}
