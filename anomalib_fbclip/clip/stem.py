@@ -21,6 +21,7 @@ BLOCKS = (
 FINE = 5
 """Blocks after which the stride is 8."""
 STRIDE = 8
+"""Side of a patch, so that the features after :data:`FINE` blocks lie on the grid of the patches."""
 
 
 class SameConv2d(nn.Conv2d):
@@ -71,11 +72,10 @@ class StemmedPatches(nn.Conv2d):
 
     Args:
         width: Width D of the tokens.
-        patch_size: Side of a patch, 8.
     """
 
-    def __init__(self, width: int, patch_size: int = STRIDE) -> None:
-        super().__init__(3, width, patch_size, patch_size, bias=False)
+    def __init__(self, width: int) -> None:
+        super().__init__(3, width, STRIDE, STRIDE, bias=False)
         self.first = SameConv2d(3, FIRST, 3, 2)
         blocks, before = [], FIRST
         for channels, kernel, stride, factor in BLOCKS:
@@ -96,8 +96,3 @@ class StemmedPatches(nn.Conv2d):
         patches = super().forward(images) + self.fine(fine)
         coarse = F.interpolate(self.coarse(coarse), size=patches.shape[-2:], mode="bilinear", align_corners=False)
         return patches + coarse
-
-
-def has_stem(names: object) -> bool:
-    """Whether weights under OpenAI's names hold such a patch embedding."""
-    return "visual.conv1.first.weight" in names  # type: ignore[operator]

@@ -119,7 +119,7 @@ def make_batch(
         families: Of the data module, to draw from; the recipe's own surfaces are always among the images.
         kinds: Defects of the data module, to draw from; a stain may replace another, the soft ones are always there.
     """
-    images, masks, kinds, texts, families = [], [], [], [], []
+    images, masks, numbers, texts, names = [], [], [], [], []
     while len(images) < count:
         image, mask, family, kind = _picture(rng, size, families, kinds)
         if kind == "skip":
@@ -128,13 +128,13 @@ def make_batch(
         image, mask = np.rot90(image, turns), np.rot90(mask, turns)
         images.append(image[:, ::-1] if mirror else image)
         masks.append(mask[:, ::-1] if mirror else mask)
-        kinds.append(0 if kind == "good" else 1 + KINDS.index(kind))
+        numbers.append(0 if kind == "good" else 1 + KINDS.index(kind))
         texts.append(caption(family, kind, rng))
-        families.append(family)
+        names.append(family)
     return Batch(
         to_tensor(np.stack(images)),
         torch.from_numpy(np.stack(masks).astype(np.float32)),
-        torch.tensor(kinds),
+        torch.tensor(numbers),
         texts,
-        families,
+        names,
     )

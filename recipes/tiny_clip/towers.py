@@ -55,7 +55,7 @@ def build(vocabulary: Vocabulary) -> CLIP:
     vision = CLIPVisionCfg(layers=LAYERS, width=WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
     text = CLIPTextCfg(vocab_size=vocabulary.unknown + 1, width=WIDTH, heads=WIDTH // 64, layers=TEXT_LAYERS)
     model = CLIP(JOINT, vision, text, quick_gelu=True)
-    patches = StemmedPatches(WIDTH, PATCH)
+    patches = StemmedPatches(WIDTH)
     for frozen in (patches.first, patches.blocks):
         frozen.requires_grad_(requires_grad=False)
     model.visual.conv1 = patches
