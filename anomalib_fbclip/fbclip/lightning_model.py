@@ -31,8 +31,8 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         pretrained: Backbone weights: an open_clip tag, a local file, or ``None`` for random ones.
         n_ctx: Learnable context tokens of each prompt.
         text_poolings: Out of ``global``, ``attention``, ``eot`` (paper, Table 3).
-        views: Out of ``id``, ``sem``, ``spa`` (paper, Table 4). ``None``: those of the adapter embedded with the backbone
-            where it has one (``"tiny"``: ``id``, whose page says why), else the paper's three.
+        views: Out of ``id``, ``sem``, ``spa`` (paper, Table 4). ``None``: those of the adapter that is embedded
+            with the backbone where it has one (``"tiny"``: ``id``, whose page says why), else the paper's three.
         attention: Foreground-background attention on or off (paper, Table 2).
         suppression: Background suppression on or off (paper, Table 2).
         bank: ``half`` or ``full`` tokens behind the background prototype (paper, Table 5).

@@ -8,8 +8,8 @@
     python -m recipes.tiny_clip --magnetic-tile <folder> --steel-strips <folder>    # real images, too
     python -m recipes.tiny_clip --minutes 0.5 --steps 2 --each 4    # a dry run
 
-Stopped and started again, it goes on with the backbone's last checkpoint. What is written goes over the files inside the
-package; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
+Stopped and started again, it goes on with the backbone's last checkpoint. What is written goes over the files inside
+the package; ``git checkout anomalib_fbclip/clip/tiny`` takes it back.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch.nn import functional
 
+from anomalib_fbclip.adapted import adapter_file
 from anomalib_fbclip.clip.build import EMBEDDED, read_weights
 from anomalib_fbclip.clip.frozen import FrozenCLIP
 from anomalib_fbclip.data.magnetic_tile import DEFECTS, GOOD
@@ -47,6 +48,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "view ID": {"views": ("id",)},
     "views ID, SEM": {"views": ("id", "sem")},
     "views ID, SPA": {"views": ("id", "spa")},
+    "views ID, SEM, SPA": {"views": ("id", "sem", "spa")},
     "without suppression": {"suppression": False},
     "without attention": {"attention": None},
     "text: end-of-text only": {"poolings": ("eot",)},
@@ -181,7 +183,8 @@ def contrast(one: Set) -> dict[str, float]:
 def build(weights: Path | None = None, adapter: Path | None = None) -> FBCLIPModel:
     """FB-CLIP on a backbone's file; without ``adapter`` its parts are untrained, good for plain similarity only."""
     weights = weights or EMBEDDED["tiny"] / "clip.safetensors"
-    model = FBCLIPModel(FrozenCLIP.from_state_dict(read_weights(weights), name="tiny"))
+    arguments = {"views": adapter_file.read(adapter)[1]["views"]} if adapter else {}
+    model = FBCLIPModel(FrozenCLIP.from_state_dict(read_weights(weights), name="tiny"), **arguments)
     if adapter:
         model.load_adapter(adapter)
     return model.eval()

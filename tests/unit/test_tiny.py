@@ -13,10 +13,12 @@ from anomalib import LearningType
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_fbclip import AFCLIP, FBCLIP, AnomalyCLIP
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.clip.build import EMBEDDED, read_weights
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
 from anomalib_fbclip.data.procedural.generator import generate
+from anomalib_fbclip.fbclip.views import VIEWS
 
 FOLDER = EMBEDDED["tiny"]
 WEIGHTS = FOLDER / "clip.safetensors"
@@ -42,6 +44,14 @@ def test_each_model_is_zero_shot_on_families_that_it_was_not_trained_on(model, l
     with torch.no_grad():
         maps = model(images).anomaly_map.reshape(masks.shape)
     assert float(binary_auroc(maps.flatten(), masks.flatten().int())) > least
+
+
+def test_views_are_those_of_the_embedded_adapter_and_elsewhere_the_papers(model, monkeypatch):
+    assert model.model.views == tuple(adapters.read(ADAPTER)[1]["views"])
+    assert FBCLIP(backbone="tiny", weights=None).model.views == model.model.views
+    assert FBCLIP(backbone="tiny", weights=None, views=["spa"]).model.views == ("spa",)
+    monkeypatch.setattr(FBCLIP, "_embedded_adapter", lambda _: None)
+    assert FBCLIP(backbone="tiny", weights=None).model.views == VIEWS
 
 
 def test_weights_are_read_within_a_second():
