@@ -50,9 +50,10 @@ def _surface(
     size: int,
     variation: float,
     families: tuple[str, ...],
+    rough: bool,
 ) -> tuple[Surface, str]:
     """One normal surface and its family: of the data module, of the recipe alone, or a mixture of two."""
-    if rng.random() < OWN_SURFACES:
+    if rough and rng.random() < OWN_SURFACES:
         family = str(rng.choice(list(SURFACES)))
         image = np.clip(SURFACES[family](rng, size), 0, 1).astype(np.float32)
         surface = Surface(image, np.ones((size, size), dtype=bool))
@@ -69,7 +70,7 @@ def _surface(
             else (0.5 * surface.image + 0.5 * other.image)
         )
         surface = Surface(np.clip(mixed, 0, 1).astype(np.float32), surface.part & other.part)
-    if rng.random() < 0.15:
+    if rough and rng.random() < 0.15:
         surface = dark_frame(rng, surface)
     return surface, family
 
@@ -79,22 +80,23 @@ def _picture(
     size: int,
     families: tuple[str, ...] = TRAIN_FAMILIES,
     kinds: tuple[str, ...] = KINDS,
+    rough: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, str, str]:
     """One training image: a surface, several defects, hard or soft, a zoomed crop, a camera."""
     full = round(size * rng.uniform(1.1, 1.6)) if rng.random() < 0.3 else size
     variation = float(rng.choice(VARIATIONS))
-    surface, family = _surface(rng, full, variation, families)
+    surface, family = _surface(rng, full, variation, families, rough)
     kind, image, mask = "good", surface.image, np.zeros(surface.part.shape, dtype=bool)
     if rng.random() < 0.6 and surface.part.mean() > 0.05:
         for _ in range(1 + int(rng.random() < 0.15)):
-            if rng.random() < SOFT_DEFECTS:
+            if rough and rng.random() < SOFT_DEFECTS:
                 image, found, name = add_soft_defect(rng, Surface(image, surface.part))
                 mask, kind = mask | found, kind if name == "good" else name
             else:
                 spoiled = add_defect(rng, Surface(image, surface.part), str(rng.choice(kinds)))
                 image, mask, kind = spoiled.image, mask | spoiled.mask, spoiled.kind
     image, clean = finish(rng, image, surface.image, mask, variation)
-    if rng.random() < CAMERAS:
+    if rough and rng.random() < CAMERAS:
         image = photograph(rng, image, clean, mask)
     top, left = rng.integers(0, full - size + 1, 2)
     image, mask = image[top : top + size, left : left + size], mask[top : top + size, left : left + size]
@@ -109,6 +111,7 @@ def make_batch(
     size: int,
     families: tuple[str, ...] = TRAIN_FAMILIES,
     kinds: tuple[str, ...] = KINDS,
+    rough: bool = True,
 ) -> Batch:
     """Draw ``count`` training images of ``size`` pixels, about 60 % with a defect.
 
@@ -118,10 +121,11 @@ def make_batch(
         size: Side in pixels.
         families: Of the data module, to draw from; the recipe's own surfaces are always among the images.
         kinds: Defects of the data module, to draw from; a stain may replace another, the soft ones are always there.
+        rough: Also draw what :mod:`variety` has.
     """
     images, masks, numbers, texts, names = [], [], [], [], []
     while len(images) < count:
-        image, mask, family, kind = _picture(rng, size, families, kinds)
+        image, mask, family, kind = _picture(rng, size, families, kinds, rough)
         if kind == "skip":
             continue
         turns, mirror = int(rng.integers(4)), rng.random() < 0.5

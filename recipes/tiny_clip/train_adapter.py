@@ -92,7 +92,7 @@ ADAPTERS = {
         {"attention": 2e-4, "prompts": 5e-4, "text_fusion": 5e-4, "scale_weights": 3e-2},
         {"views": ("id",)},
     ),
-    "AnomalyCLIP": Adapter(AnomalyCLIPModel, AnomalyCLIPLoss(), {"prompts": 2e-3}, steps=400),
+    "AnomalyCLIP": Adapter(AnomalyCLIPModel, AnomalyCLIPLoss(), {"prompts": 5e-3}, steps=600),
     "AFCLIP": Adapter(AFCLIPModel, AFCLIPLoss(), {"adaptor": 2e-4, "prompts": 2e-3}),
 }
 

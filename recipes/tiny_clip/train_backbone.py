@@ -3,10 +3,12 @@
 
 """Train the embedded CLIP on procedural surfaces: one command, two CPU cores, a fixed number of minutes.
 
-    python -m recipes.tiny_clip.train_backbone --minutes 70
+    python -m recipes.tiny_clip.train_backbone --minutes 70 --out plain.safetensors
 
-Two processes of one thread each average their gradients. Schedules follow the share of the time that is used up, so the
-learning rate always ends at zero in time, on any machine. Started again with the same ``--work``, it goes on.
+The second stage (``--images rough --start plain.safetensors --skip 0.4``) goes on from there with other images; the
+recipe's ``__main__`` has both. Two processes of one thread each average their gradients. Schedules follow the share of
+the time that is used up, so the learning rate always ends at zero in time, on any machine. Started again with the same
+``--work``, it goes on.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ class Trainer:
         # Of the step alone, so that all processes take as long.
         size = int(np.random.default_rng(self.step).choice(list(shares), p=list(shares.values())))
         count = IMAGES[size]
-        batch = make_batch(self.rng, count, size)
+        batch = make_batch(self.rng, count, size, rough=self.arguments.images == "rough")
         losses = compute(self.model, self.vocabulary, batch, self.rng, self.step)
         self.model.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
@@ -161,9 +163,19 @@ class Trainer:
         self.export(self.folder / "latest.safetensors")
 
     def export(self, path: Path) -> None:
-        """Write the averaged weights."""
+        """Write the averaged weights, mixed with those of the start (Wortsman et al., CVPR 2022)."""
         notes = self.notes | {"pictures": str(self.pictures), "minutes": str(self.arguments.minutes)}
-        export(self.average.state_dict(), self.vocabulary, path, **notes)
+        state = self.average.state_dict()
+        if self.arguments.start:
+            beginning = load(self.arguments.start, self.vocabulary).state_dict()
+            share = self.arguments.share_of_start
+            notes["share_of_start"] = str(share)
+            # The convolutional network is the same in both, or not yet in the start.
+            state = {
+                key: value if ".conv1.first." in key or ".conv1.blocks." in key else value.lerp(beginning[key], share)
+                for key, value in state.items()
+            }
+        export(state, self.vocabulary, path, **notes)
 
     def look(self, name: str) -> None:
         """Log the numbers of plain similarity, of what was last saved, on images that no training sees."""
@@ -222,8 +234,10 @@ def main() -> None:
     parser.add_argument("--work", default="./tiny_clip", help="folder for checkpoints")
     parser.add_argument("--out", default="anomalib_fbclip/clip/tiny/clip.safetensors")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+    parser.add_argument("--images", choices=("plain", "rough"), default="plain", help="rough: with variety.py")
     parser.add_argument("--start", help="a clip.safetensors to start from, with --skip; default: from scratch")
     parser.add_argument("--skip", type=float, default=0.0, help="share of the schedules that is skipped at the start")
+    parser.add_argument("--share-of-start", type=float, default=0.5, help="of the start's weights in the result")
     parser.add_argument("--muon-lr", type=float, default=0.006)
     parser.add_argument("--adam-lr", type=float, default=1.2e-3)
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ def test_all_files_stay_below_eight_megabytes():
 def test_each_model_is_zero_shot_on_families_that_it_was_not_trained_on(model, least):
     model = model(backbone="tiny").eval()
     assert model.learning_type is LearningType.ZERO_SHOT
-    samples = [generate("wood", "hole", 144, seed=seed, variation=0.5) for seed in range(6)]
+    samples = [generate("wood", "hole", model.image_size, seed=seed, variation=0.5) for seed in range(6)]
     images = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) / 255 for sample in samples])
     masks = torch.stack([torch.from_numpy(sample.mask) for sample in samples])
     with torch.no_grad():
