@@ -168,11 +168,12 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         Args:
             model: Class of the torch model.
             loss: See the class.
-            **arguments: Arguments of the torch model beside those that all adapted models have.
+            **arguments: Arguments of the torch model beside those that all adapted models have. ``None`` is the value
+                of the adapter embedded with the backbone where it has one, else the torch model's default.
         """
         self.model_name = model.model_name
         check_backbone(self.hparams["backbone"])  # by its name, before an adapter is fetched
-        arguments = self._settle(arguments)
+        arguments = self._of_embedded(self._settle(arguments))
         if self.k_shot and self._tiles["tiles"] is not None and self.resize == "keep":
             msg = f"resize='keep' with tiles={self._tiles['tiles']} and k_shot={self.k_shot}: tiles and whole images "
             msg += "share one memory, leave resize at None."
@@ -238,6 +239,13 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         folder = EMBEDDED.get(self.hparams["backbone"])
         embedded = folder / f"{self.model_name.lower()}.safetensors" if folder is not None else None
         return str(embedded) if embedded is not None and embedded.is_file() else None
+
+    def _of_embedded(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Take each argument that is ``None`` from the embedded adapter, or leave it to the torch model."""
+        embedded = self._embedded_adapter()
+        stored = {} if embedded is None else adapter_file.read(embedded)[1]
+        chosen = {name: stored.get(name) if value is None else value for name, value in arguments.items()}
+        return {name: value for name, value in chosen.items() if value is not None}
 
     def _load_weights(self) -> None:
         if self.weights == "auto":

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from .stem import StemmedPatches
+
 OPENAI_NUMBERS = {"input_resolution", "context_length", "vocab_size"}
 """Numbers that OpenAI's state dicts hold beside the weights, and open_clip's do not."""
 
@@ -59,6 +61,8 @@ def build_from_openai_state_dict(state_dict: Mapping[str, torch.Tensor], quick_g
         layers=depth("transformer.resblocks."),
     )
     clip = CLIP(embed_dim, vision_cfg=vision, text_cfg=text, quick_gelu=quick_gelu)
+    if "visual.conv1.fine.weight" in state_dict:
+        clip.visual.conv1 = StemmedPatches(width)
     load_strictly(clip, state_dict, "the given state dict")
     return clip.eval()
 

@@ -17,7 +17,6 @@ from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from .loss import FBCLIPLoss
 from .text_fusion import POOLINGS
 from .torch_model import FBCLIPModel
-from .views import VIEWS
 
 
 class FBCLIP(AdaptedModule, AnomalibModule):
@@ -32,7 +31,8 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         pretrained: Backbone weights: an open_clip tag, a local file, or ``None`` for random ones.
         n_ctx: Learnable context tokens of each prompt.
         text_poolings: Out of ``global``, ``attention``, ``eot`` (paper, Table 3).
-        views: Out of ``id``, ``sem``, ``spa`` (paper, Table 4).
+        views: Out of ``id``, ``sem``, ``spa`` (paper, Table 4). ``None``: those of the adapter that is embedded
+            with the backbone where it has one (``"tiny"``: ``id``, whose page says why), else the paper's three.
         attention: Foreground-background attention on or off (paper, Table 2).
         suppression: Background suppression on or off (paper, Table 2).
         bank: ``half`` or ``full`` tokens behind the background prototype (paper, Table 5).
@@ -64,7 +64,7 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         *,
         n_ctx: int = 12,
         text_poolings: Sequence[str] = tuple(POOLINGS),
-        views: Sequence[str] = VIEWS,
+        views: Sequence[str] | None = None,
         attention: bool = True,
         suppression: bool = True,
         bank: str = "half",

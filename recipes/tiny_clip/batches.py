@@ -11,15 +11,23 @@ import numpy as np
 import torch
 
 from anomalib_fbclip.data.procedural.defects import KINDS, add_defect
-from anomalib_fbclip.data.procedural.families import OBJECTS, TEST_ONLY_FAMILIES, TRAIN_FAMILIES
+from anomalib_fbclip.data.procedural.families import OBJECTS, TRAIN_FAMILIES
 from anomalib_fbclip.data.procedural.fields import Surface
-from anomalib_fbclip.data.procedural.generator import finish, generate, scene
+from anomalib_fbclip.data.procedural.generator import finish, scene
 from recipes.tiny_clip.captions import caption
+from recipes.tiny_clip.variety import SURFACES, add_soft_defect, dark_frame, photograph
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+OWN_SURFACES, SOFT_DEFECTS, CAMERAS = 0.3, 0.4, 0.6
+"""Shares of the training images with a surface, a defect and a camera of :mod:`variety`."""
 VARIATIONS = (0.5, 1.0)
 """Strengths of the normal variation, as often one as the other: an inspection station and free images."""
+
+
+def to_images(images: torch.Tensor) -> np.ndarray:
+    """Back from :func:`to_tensor` to uint8 ``[B, S, S, 3]``."""
+    return ((images * STD + MEAN) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 class Batch(NamedTuple):
@@ -37,26 +45,59 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
-def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, str, str]:
-    """One training image: mixtures of two textures, several defects, zoomed crops."""
-    family = str(rng.choice(TRAIN_FAMILIES))
-    full = round(size * rng.uniform(1.1, 1.6)) if rng.random() < 0.3 else size
-    variation = float(rng.choice(VARIATIONS))
-    surface = scene(family, rng, full, variation)
-    if family not in OBJECTS and rng.random() < 0.2:
-        other = scene(str(rng.choice([name for name in TRAIN_FAMILIES if name not in OBJECTS])), rng, full, variation)
+def _surface(
+    rng: np.random.Generator,
+    size: int,
+    variation: float,
+    families: tuple[str, ...],
+    rough: bool,
+) -> tuple[Surface, str]:
+    """One normal surface and its family: of the data module, of the recipe alone, or a mixture of two."""
+    if rough and rng.random() < OWN_SURFACES:
+        family = str(rng.choice(list(SURFACES)))
+        image = np.clip(SURFACES[family](rng, size), 0, 1).astype(np.float32)
+        surface = Surface(image, np.ones((size, size), dtype=bool))
+    else:
+        family = str(rng.choice(families))
+        surface = scene(family, rng, size, variation)
+    if family in OBJECTS:
+        return surface, family
+    if rng.random() < 0.2:
+        other = scene(str(rng.choice([name for name in families if name not in OBJECTS])), rng, size, variation)
         mixed = (
             surface.image * (0.35 + 1.1 * other.image.mean(2, keepdims=True))
             if rng.random() < 0.5
             else (0.5 * surface.image + 0.5 * other.image)
         )
         surface = Surface(np.clip(mixed, 0, 1).astype(np.float32), surface.part & other.part)
+    if rough and rng.random() < 0.15:
+        surface = dark_frame(rng, surface)
+    return surface, family
+
+
+def _picture(
+    rng: np.random.Generator,
+    size: int,
+    families: tuple[str, ...] = TRAIN_FAMILIES,
+    kinds: tuple[str, ...] = KINDS,
+    rough: bool = True,
+) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """One training image: a surface, several defects, hard or soft, a zoomed crop, a camera."""
+    full = round(size * rng.uniform(1.1, 1.6)) if rng.random() < 0.3 else size
+    variation = float(rng.choice(VARIATIONS))
+    surface, family = _surface(rng, full, variation, families, rough)
     kind, image, mask = "good", surface.image, np.zeros(surface.part.shape, dtype=bool)
     if rng.random() < 0.6 and surface.part.mean() > 0.05:
         for _ in range(1 + int(rng.random() < 0.15)):
-            spoiled = add_defect(rng, Surface(image, surface.part), str(rng.choice(KINDS)))
-            image, mask, kind = spoiled.image, mask | spoiled.mask, spoiled.kind
-    image, _ = finish(rng, image, surface.image, mask, variation)
+            if rough and rng.random() < SOFT_DEFECTS:
+                image, found, name = add_soft_defect(rng, Surface(image, surface.part))
+                mask, kind = mask | found, kind if name == "good" else name
+            else:
+                spoiled = add_defect(rng, Surface(image, surface.part), str(rng.choice(kinds)))
+                image, mask, kind = spoiled.image, mask | spoiled.mask, spoiled.kind
+    image, clean = finish(rng, image, surface.image, mask, variation)
+    if rough and rng.random() < CAMERAS:
+        image = photograph(rng, image, clean, mask)
     top, left = rng.integers(0, full - size + 1, 2)
     image, mask = image[top : top + size, left : left + size], mask[top : top + size, left : left + size]
     if mask.sum() < 0.0008 * size * size:
@@ -64,44 +105,40 @@ def _picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
     return image, mask, family, kind
 
 
-def make_batch(rng: np.random.Generator, count: int, size: int) -> Batch:
-    """Draw ``count`` training images of ``size`` pixels, about 60 % with a defect."""
-    images, masks, kinds, texts, families = [], [], [], [], []
+def make_batch(
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    families: tuple[str, ...] = TRAIN_FAMILIES,
+    kinds: tuple[str, ...] = KINDS,
+    rough: bool = True,
+) -> Batch:
+    """Draw ``count`` training images of ``size`` pixels, about 60 % with a defect.
+
+    Args:
+        rng: Source of randomness.
+        count: Number of images.
+        size: Side in pixels.
+        families: Of the data module, to draw from; the recipe's own surfaces are always among the images.
+        kinds: Defects of the data module, to draw from; a stain may replace another, the soft ones are always there.
+        rough: Also draw what :mod:`variety` has.
+    """
+    images, masks, numbers, texts, names = [], [], [], [], []
     while len(images) < count:
-        image, mask, family, kind = _picture(rng, size)
+        image, mask, family, kind = _picture(rng, size, families, kinds, rough)
         if kind == "skip":
             continue
         turns, mirror = int(rng.integers(4)), rng.random() < 0.5
         image, mask = np.rot90(image, turns), np.rot90(mask, turns)
         images.append(image[:, ::-1] if mirror else image)
         masks.append(mask[:, ::-1] if mirror else mask)
-        kinds.append(0 if kind == "good" else 1 + KINDS.index(kind))
+        numbers.append(0 if kind == "good" else 1 + KINDS.index(kind))
         texts.append(caption(family, kind, rng))
-        families.append(family)
+        names.append(family)
     return Batch(
         to_tensor(np.stack(images)),
         torch.from_numpy(np.stack(masks).astype(np.float32)),
-        torch.tensor(kinds),
+        torch.tensor(numbers),
         texts,
-        families,
+        names,
     )
-
-
-def unseen_set(
-    families: tuple[str, ...] = TEST_ONLY_FAMILIES,
-    each: int = 60,
-    size: int = 224,
-    seed: int = 2026,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Half good, half defective images of each family.
-
-    Returns:
-        ``(images uint8 [M, S, S, 3], masks bool [M, S, S], families [M])``.
-    """
-    samples = [
-        generate(family, "good" if number % 2 else KINDS[number // 2 % len(KINDS)], size, (seed, place, number))
-        for place, family in enumerate(families)
-        for number in range(each)
-    ]
-    names = np.array([sample.family for sample in samples])
-    return np.stack([sample.image for sample in samples]), np.stack([sample.mask for sample in samples]), names

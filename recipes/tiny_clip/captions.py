@@ -87,13 +87,14 @@ FAMILY_NAMES |= {
     "corrugated": "corrugated sheet",
     "tiles": "ceramic tiles",
 }
+FAMILY_NAMES |= {"ground_metal": "metal", "rolled_metal": "steel", "rough_surface": "rough material"}
 KIND_NAMES = {name: name.replace("_", " ") for name in KINDS} | {"worn": "worn spot"}
 EXTRA_WORDS = (
     "red green blue yellow white black grey gray brown bright dark light shiny matte rough smooth wet dry old new "
     "hole cut bent dirty dirt dust oil rust corrosion burn bump dent chip spot mark line thread missing wrong colour "
     "color misplaced scratched cracked stained dented contaminated torn poke squeeze print fold knot glue liquid "
-    "thick thin no not of on in and or is has it top side industrial manufacturing quality inspection image texture "
-    "close up left right center edge"
+    "thick thin no not of on in and or is has it top side industrial manufacturing quality inspection image picture "
+    "texture close up left right center edge"
 )
 
 

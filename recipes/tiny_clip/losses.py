@@ -85,11 +85,14 @@ def compute(
     prompts = [*FBCLIP_PROMPTS, *prompt_pair(rng), *(PLAIN_PROMPTS if rng.random() < 0.3 else ())]
     rows, ends = vocabulary([*prompts, *extra])
     context = torch.randn(2, CONTEXT_LENGTH, WIDTH) * 0.02 if rng.random() < 0.75 else None
-    end, mean = text_features(model, _drop_words(rows, vocabulary), ends, bool(rng.random() < 0.5), context)
+    # The towers alone in bfloat16: cosines over 0.07 need float32.
+    with torch.autocast("cpu", torch.bfloat16):
+        texts = text_features(model, _drop_words(rows, vocabulary), ends, bool(rng.random() < 0.5), context)
+        tokens = [x.float() for x in block_tokens(model.visual, batch.images, TAPS)]
+    end, mean = (functional.normalize(text.float(), dim=-1) for text in texts)
     pairs = torch.cat([feature[: len(prompts)] for feature in (end, mean)])
     contrast = pairs[1::2] - pairs[0::2]
 
-    tokens = block_tokens(model.visual, batch.images, TAPS)
     targets, weights = patch_targets(batch.masks)
     bad = (batch.kinds > 0).float()
     losses = {"dense": torch.zeros(()), "score": torch.zeros(())}

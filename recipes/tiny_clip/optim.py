@@ -65,10 +65,14 @@ class Muon(torch.optim.Optimizer):
 
 def build_optimisers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
     """Muon on the 2-D weights of the transformer blocks, AdamW on everything else."""
-    matrices = [p for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    matrices = [p for name, p in trained.items() if "resblocks" in name and p.ndim == 2]
+    maps = [p for name, p in trained.items() if name.endswith(("conv1.fine.weight", "conv1.coarse.weight"))]
+    chosen = {id(p) for p in (*matrices, *maps)}
+    rest = [p for p in trained.values() if id(p) not in chosen]
     decay = [p for p in rest if p.ndim >= 2]
     plain = [p for p in rest if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
+    # Many channels of deviation 5 enter tokens of deviation 0.3.
+    groups.append({"params": maps, "weight_decay": 0.02, "lr": 0.1 * adam_lr})
     return [Muon(matrices, muon_lr), torch.optim.AdamW(groups, lr=adam_lr, betas=(0.9, 0.98), eps=1e-8)]

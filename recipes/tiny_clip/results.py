@@ -47,7 +47,8 @@ VARIATIONS = (0.5, 1.0)
 SEED = 1
 ROWS: dict[str, dict[str, Any]] = {
     "without MSTFF (text: end-of-text only)": {"text_poolings": ["eot"]},
-    "without MVFBE (view: tokens only)": {"views": ["id"]},
+    "with the paper's three views": {"views": ["id", "sem", "spa"]},
+    "without attention": {"attention": False},
     "without suppression": {"suppression": False},
     "random backbone (control)": {},
 }

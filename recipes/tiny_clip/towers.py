@@ -14,10 +14,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 from torch.nn import functional
 
+from anomalib_fbclip.clip.stem import StemmedPatches
 from anomalib_fbclip.clip.text import text_tokens
 from recipes.tiny_clip.captions import vocabulary_texts
 
-PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 144, 128, 8, 3, 128, 77
+PATCH, IMAGE_SIZE, WIDTH, LAYERS, TEXT_LAYERS, JOINT, LENGTH = 8, 224, 128, 8, 3, 128, 77
 TAPS = (1, 2, 4, 6, 8)
 """Blocks, counted from 1, that FB-CLIP reads."""
 
@@ -47,11 +48,20 @@ class Vocabulary:
 
 
 def build(vocabulary: Vocabulary) -> CLIP:
-    """A fresh model whose token table has ``V + 1`` rows, patches started as cosines and positions as sines."""
+    """A fresh model whose token table has ``V + 1`` rows, patches started as cosines and positions as sines.
+
+    The convolutional network beside the patches is frozen and holds random weights until :mod:`stem` fills it.
+    """
     vision = CLIPVisionCfg(layers=LAYERS, width=WIDTH, patch_size=PATCH, image_size=IMAGE_SIZE)
     text = CLIPTextCfg(vocab_size=vocabulary.unknown + 1, width=WIDTH, heads=WIDTH // 64, layers=TEXT_LAYERS)
     model = CLIP(JOINT, vision, text, quick_gelu=True)
+    patches = StemmedPatches(WIDTH)
+    for frozen in (patches.first, patches.blocks):
+        frozen.requires_grad_(requires_grad=False)
+    model.visual.conv1 = patches
     with torch.no_grad():
+        patches.fine.weight.zero_()
+        patches.coarse.weight.zero_()
         model.visual.conv1.weight.copy_(_cosine_patches())
         model.visual.positional_embedding[1:] = _sine_positions(IMAGE_SIZE // PATCH)
     return model

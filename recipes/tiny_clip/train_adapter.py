@@ -7,8 +7,9 @@
     python -m recipes.tiny_clip.train_adapter --model AnomalyCLIP
     python -m recipes.tiny_clip.train_adapter --model AFCLIP
 
-Images are made on the fly, fresh ones in every step, the same for all models. The number of steps and not the clock
-ends the training, so that the same seed gives the same adapter, and so that ablations get the same images and updates.
+The backbone's tokens of all images are computed once. Some families and kinds of defect are left out of the training;
+on them it is decided when to stop, and how far to go from the start. The number of steps and not the clock ends the
+training, so that the same seed gives the same adapter, and so that ablations get the same images and updates.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import logging
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -41,13 +43,23 @@ from recipes.tiny_clip.batches import make_batch, to_tensor
 from recipes.tiny_clip.metrics import report
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anomalib_fbclip.adapted.torch_model import AdaptedCLIP
 
 logger = logging.getLogger("tiny_adapter")
 
-STEPS = 90
-STAGES = ((0.5, 72, 14), (0.85, 112, 8), (1.0, 144, 6))
-"""(until this share of the steps, image size, images a step): small images first, at a third of the cost."""
+STEPS = 80
+IMAGES = {144: (120, 6), 224: (40, 3)}
+"""Image size: number of images, images a step."""
+LARGE_STEPS = 4
+"""Every so many steps the images are of the largest size."""
+LOOKS = 2
+"""How often the held-out images are looked at."""
+WAYS = (0.25, 0.5, 0.75)
+"""Shares of the way from the start to the trained parameters that are tried on the held-out images at the end."""
+HELD_FAMILIES, HELD_KINDS = ("marble", "hammered", "carpet"), ("dent", "fibre", "pit")
+"""Left out of the adapters' training, to stop by."""
 SOURCE = "ProceduralSurfaces/train"
 SHARPNESS = 24.0
 """Factor on the logits of the two heads that look at the token itself."""
@@ -62,27 +74,25 @@ class Adapter(NamedTuple):
             together with the rates, for few updates (the table in the package's page).
         rates: Learning rate of each part, by the start of its parameters' names. FB-CLIP's few weights of the blocks
             start equal and have the longest way.
-        steps: Number of updates. AnomalyCLIP's local tokens of the last block say little at the start (held-out
-            families, 144 pixels, image AUROC / pixel AUROC / AUPRO: 94.1 / 64.5 / 13.9; after 90 updates and averaging
-            96.6 / 78.6 / 35.3; after 300 without 90.0 / 91.6 / 76.3), so it is trained longer.
-        share_of_start: The trained parameters are averaged with those of the start, which serves strange surfaces
-            better than either alone (Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022).
+        arguments: Of the model, where they are not the paper's (the package's page says why).
+        steps: Number of updates. AnomalyCLIP's local tokens of the last block say little at the start.
     """
 
     model: type[AdaptedCLIP]
     loss: nn.Module
     rates: dict[str, float]
+    arguments: Mapping[str, Any] = MappingProxyType({})
     steps: int = STEPS
-    share_of_start: float = 0.5
 
 
 ADAPTERS = {
     "FBCLIP": Adapter(
         FBCLIPModel,
         FBCLIPLoss(focal_gamma=2.0, dice_weight=0.5),
-        {"attention": 2e-4, "prompts": 2e-4, "text_fusion": 2e-4, "scale_weights": 3e-2},
+        {"attention": 2e-4, "prompts": 5e-4, "text_fusion": 5e-4, "scale_weights": 3e-2},
+        {"views": ("id",)},
     ),
-    "AnomalyCLIP": Adapter(AnomalyCLIPModel, AnomalyCLIPLoss(), {"prompts": 2e-3}, steps=300, share_of_start=0.0),
+    "AnomalyCLIP": Adapter(AnomalyCLIPModel, AnomalyCLIPLoss(), {"prompts": 5e-3}, steps=600),
     "AFCLIP": Adapter(AFCLIPModel, AFCLIPLoss(), {"adaptor": 2e-4, "prompts": 2e-3}),
 }
 
@@ -128,13 +138,71 @@ def start_near_identity(model: AdaptedCLIP, seed: int) -> None:
         attention.norm.bias.fill_(float((tokens.mean(-1) / tokens.std(-1)).mean()))
 
 
+class Tokens(NamedTuple):
+    """Images ``[M, 3, S, S]``, their masks ``[M, S, S]``, the blocks' tokens ``[M, N, D]`` each, and groups ``[M]``."""
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    blocks: list[torch.Tensor]
+    groups: np.ndarray
+
+
+@torch.no_grad()
+def encode(model: AdaptedCLIP, images: torch.Tensor, masks: torch.Tensor, groups: np.ndarray) -> Tokens:
+    """The backbone's tokens, in half precision."""
+    parts = [model.encode_image(part) for part in images.split(8)]
+    return Tokens(images, masks, [torch.cat(blocks).half() for blocks in zip(*parts, strict=True)], groups)
+
+
+def training_tokens(model: AdaptedCLIP, seed: int) -> dict[int, Tokens]:
+    """Tokens of the training images by image size, without the held-out families and kinds."""
+    families = tuple(name for name in TRAIN_FAMILIES if name not in HELD_FAMILIES)
+    kinds = tuple(name for name in KINDS if name not in HELD_KINDS)
+    rng, found = np.random.default_rng((seed, 0)), {}
+    for size, (count, _) in IMAGES.items():
+        batch = make_batch(rng, count, size, families, kinds)
+        found[size] = encode(model, batch.images, batch.masks, np.array(batch.families))
+    return found
+
+
+def held_out_tokens(model: AdaptedCLIP, size: int = 144) -> Tokens:
+    """Tokens of held-out families with any defect, and of the others with held-out kinds only."""
+    samples = [
+        generate(family, "good" if n % 2 else kinds[n // 2 % len(kinds)], size, (78, f, n), 0.5)
+        for f, family in enumerate(TRAIN_FAMILIES)
+        for kinds in ((KINDS if family in HELD_FAMILIES else HELD_KINDS),)
+        for n in range(8 if family in HELD_FAMILIES else 2)
+    ]
+    groups = np.array([sample.family if sample.family in HELD_FAMILIES else "others" for sample in samples])
+    images = to_tensor(np.stack([sample.image for sample in samples]))
+    return encode(model, images, torch.from_numpy(np.stack([sample.mask for sample in samples])), groups)
+
+
+@torch.no_grad()
+def measure(model: AdaptedCLIP, tokens: Tokens) -> dict[str, float]:
+    """Image AUROC, pixel AUROC and AUPRO, mean over the groups.
+
+    Not over all images together: that would reward levels that agree between families and miss what a training
+    spoils within them.
+    """
+    model.eval()
+    maps, scores = [], []
+    for start in range(0, len(tokens.images), 8):
+        part = slice(start, start + 8)
+        found = model.score(tokens.images[part], [block[part].float() for block in tokens.blocks])
+        maps.append(model.upsample(found.grid_map, tokens.images.shape[-1], model.smoothing_sigma))
+        scores.append(found.pred_score)
+    masks = tokens.masks.numpy() > 0
+    return report(torch.cat(maps).numpy(), torch.cat(scores).numpy(), masks, tokens.groups)
+
+
 def train(
     model: AdaptedCLIP,
     steps: int = STEPS,
     seed: int = 0,
     log_every: int = 25,
 ) -> AdaptedCLIP:
-    """Train the unfrozen parameters with the model's own loss, then average them with their start.
+    """Train the unfrozen parameters with the model's own loss; held-out images choose when to stop and how far to go.
 
     The learning rates warm up over 5 % of the steps, then fall to zero as a cosine.
 
@@ -149,32 +217,45 @@ def train(
     """
     torch.manual_seed(seed)
     start_near_identity(model, seed)
-    adapter, rng = ADAPTERS[model.model_name], np.random.default_rng((seed, 0))
+    adapter, rng = ADAPTERS[model.model_name], np.random.default_rng((seed, 2))
+    cached, held_out = training_tokens(model, seed), held_out_tokens(model)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     groups = [
         {"params": [parameter for name, parameter in trained.items() if name.startswith(part)], "start": rate}
         for part, rate in adapter.rates.items()
     ]
-    beginning = {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+    def state() -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in trained.items()}
+
+    def look(name: str) -> float:
+        numbers = measure(model, held_out)
+        logger.info("%s: held out %s", name, numbers)
+        return float(np.mean(list(numbers.values())))
+
+    beginning = best = state()
+    found = {0.0: look("start")}
     optimiser = torch.optim.Adam(groups, betas=(0.5, 0.999))
-    model.train()
-    begin, sums = time.monotonic(), {}
+    begin, sums, sizes = time.monotonic(), {}, sorted(cached)
     for step in range(steps):
         share = step / steps
-        size, count = next((size, count) for until, size, count in STAGES if share < until)
+        size = sizes[-1] if step % LARGE_STEPS == LARGE_STEPS - 1 else sizes[0]
         factor = min(1.0, (share + 0.002) / 0.05) * 0.5 * (1 + math.cos(math.pi * share))
         for group in optimiser.param_groups:
             group["lr"] = group["start"] * factor
-        batch = make_batch(rng, count, size)
-        scores = model.score(batch.images)
+        tokens = cached[size]
+        chosen = torch.from_numpy(rng.choice(len(tokens.images), IMAGES[size][1], replace=False))
+        masks = tokens.masks[chosen]
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = model.score(tokens.images[chosen], [block[chosen].float() for block in tokens.blocks])
         maps = model.upsample(scores.grid_map, size, sigma=0)
-        labels = (batch.kinds > 0).float()
         parts = adapter.loss(
             pred_score=scores.pred_score,
             anomaly_map=maps,
-            labels=labels,
-            masks=batch.masks,
-            **scores.loss_terms,
+            labels=masks.flatten(1).amax(1),
+            masks=masks,
+            **{name: value.float() for name, value in scores.loss_terms.items()},
         )
         optimiser.zero_grad(set_to_none=True)
         parts["total"].backward()
@@ -186,55 +267,21 @@ def train(
             line = "  ".join(f"{name} {np.mean(values):.4f}" for name, values in sums.items())
             logger.info("step %d  %.0f s  %d px  %s", step + 1, time.monotonic() - begin, size, line)
             sums = {}
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.lerp_(beginning[name], adapter.share_of_start)
+        if (step + 1) % max(1, steps // LOOKS) == 0 and (now := look(f"step {step + 1}")) > max(found.values()):
+            found[1.0], best = now, state()
+
+    # Between start and end lies what serves strange surfaces better than either alone (Wortsman et al., Robust
+    # fine-tuning of zero-shot models, CVPR 2022).
+    def go(way: float) -> None:
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(beginning[name].lerp(best[name], way))
+
+    for way in WAYS if best is not beginning else ():
+        go(way)
+        found[way] = look(f"{way:g} of the way")
+    go(max(found, key=found.__getitem__))
     return model.eval()
-
-
-def held_out(each: int = 8, size: int = 224, seed: int = 77, variation: float = 0.5) -> tuple[np.ndarray, ...]:
-    """Images of the training families that no training sees: what settings are chosen by.
-
-    Returns:
-        ``(images uint8 [M, S, S, 3], masks bool [M, S, S], families [M])``.
-    """
-    samples = [
-        generate(family, "good" if n % 2 else KINDS[(n // 2 + f) % len(KINDS)], size, (seed, f, n), variation)
-        for f, family in enumerate(TRAIN_FAMILIES)
-        for n in range(each)
-    ]
-    names = np.array([sample.family for sample in samples])
-    return np.stack([sample.image for sample in samples]), np.stack([sample.mask for sample in samples]), names
-
-
-@torch.no_grad()
-def measure(
-    model: AdaptedCLIP,
-    images: np.ndarray,
-    masks: np.ndarray,
-    families: np.ndarray,
-    size: int,
-) -> dict[str, float]:
-    """Image AUROC, pixel AUROC and AUPRO, mean over the families, at an input size.
-
-    Not over all images together: that would reward levels that agree between families and miss what a training
-    spoils within them.
-
-    Args:
-        model: Model in evaluation mode.
-        images: uint8 ``[M, S, S, 3]``.
-        masks: bool ``[M, S, S]``.
-        families: Family of each image ``[M]``.
-        size: Side of the input in pixels.
-    """
-    maps, scores = [], []
-    for start in range(0, len(images), 16):
-        small = [cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) for image in images[start : start + 16]]
-        found = model(to_tensor(np.stack(small)))
-        maps.append(found.anomaly_map.numpy())
-        scores.append(found.pred_score.numpy())
-    small = np.stack([cv2.resize(m.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST) for m in masks]) > 0
-    return report(np.concatenate(maps), np.concatenate(scores), small, families)
 
 
 def main() -> None:
@@ -243,14 +290,14 @@ def main() -> None:
     parser.add_argument("--model", choices=list(ADAPTERS), default="FBCLIP")
     parser.add_argument("--steps", type=int, help="updates (default: those of the model)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[112, 144], help="input sizes measured at the end")
     parser.add_argument("--out", type=Path, help="file to write (default: the embedded adapter of the model)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     torch.manual_seed(arguments.seed)
-    model = ADAPTERS[arguments.model].model(load_clip("tiny"))
+    settings = ADAPTERS[arguments.model].arguments
+    model = ADAPTERS[arguments.model].model(load_clip("tiny"), **settings)
     rates, steps = ADAPTERS[arguments.model].rates, arguments.steps or ADAPTERS[arguments.model].steps
     logger.info("%s, seed %d, %d steps, learning rates %s", arguments.model, arguments.seed, steps, rates)
     train(model, steps, arguments.seed)
@@ -260,11 +307,9 @@ def main() -> None:
         if parameter.requires_grad:
             parameter.data = parameter.data.half()  # half the file; the model reads it in float32
     logger.info("-> %s", adapters.save(model, out, **notes))
-    model = ADAPTERS[arguments.model].model(model.clip).eval()
+    model = ADAPTERS[arguments.model].model(model.clip, **settings).eval()
     model.load_adapter(out)
-    pictures = held_out()
-    for size in arguments.sizes:
-        logger.info("held-out images of the training families, %d px: %s", size, measure(model, *pictures, size))
+    logger.info("as written: held out %s", measure(model, held_out_tokens(model)))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 
 """Train the embedded CLIP on procedural surfaces: one command, two CPU cores, a fixed number of minutes.
 
-    python -m recipes.tiny_clip.train_backbone --minutes 70
+    python -m recipes.tiny_clip.train_backbone --minutes 70 --out plain.safetensors
 
-Two processes of one thread each average their gradients. Schedules follow the share of the time that is used up, so the
-learning rate always ends at zero in time, on any machine. Started again with the same ``--work``, it goes on.
+The second stage (``--images rough --start plain.safetensors --skip 0.4``) goes on from there with other images; the
+recipe's ``__main__`` has both. Two processes of one thread each average their gradients. Schedules follow the share of
+the time that is used up, so the learning rate always ends at zero in time, on any machine. Started again with the same
+``--work``, it goes on.
 """
 
 from __future__ import annotations
@@ -26,36 +28,44 @@ import torch
 import torch.distributed as dist
 
 from anomalib_fbclip.common.files import replacing
+from anomalib_fbclip.data.procedural.families import TRAIN_FAMILIES
 from recipes.tiny_clip.batches import make_batch
-from recipes.tiny_clip.evaluate import evaluate
+from recipes.tiny_clip.evaluate import PLAIN, drawn, evaluate, varied
+from recipes.tiny_clip.evaluate import build as build_model
 from recipes.tiny_clip.losses import compute
 from recipes.tiny_clip.optim import build_optimisers
+from recipes.tiny_clip.stem import fill
 from recipes.tiny_clip.towers import IMAGE_SIZE, Vocabulary, build
-from recipes.tiny_clip.weights import export
+from recipes.tiny_clip.weights import export, load
 
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
 logger = logging.getLogger("tiny_clip")
 
-STAGES = ((0.22, 64, 40), (0.50, 96, 24), (0.80, 112, 20), (1.0, 144, 12))
-"""(until this share of the time, image size, images a process and step)."""
-OTHER_SIZES = {112: ((144, 12),), 144: ((112, 20), (176, 8))}
-"""At these sizes every fourth step is of another one, in turn, so that tokens can be read at several."""
+IMAGES = {64: 40, 96: 32, 112: 28, 144: 18, 176: 12, 224: 8, 256: 6}
+"""Images a process and step, by image size."""
+STAGES = (
+    (0.12, {64: 1.0}),
+    (0.25, {96: 1.0}),
+    (0.4, {112: 0.75, 144: 0.25}),
+    (1.0, {112: 0.15, 144: 0.25, 176: 0.2, 224: 0.3, 256: 0.1}),
+)
+"""(until this share of the time, share of the steps of each image size): many sizes, so that each can be used later."""
+WARM_UP = 60
+"""Steps over which the rates rise, also after a start from other weights."""
 SAVE_EVERY_S, LOOK_EVERY_S = 180.0, 600.0
 
 
 def schedule(used: float) -> float:
-    """Factor on the learning rates: warm up over 2 % of the time, hold, cosine to zero over the last 65 %."""
-    if used < 0.02:
-        return max(used / 0.02, 0.02)
+    """Factor on the learning rates: hold, then cosine to zero over the last 65 % of the time."""
     return 1.0 if used < 0.35 else 0.5 * (1 + math.cos(math.pi * min((used - 0.35) / 0.65, 1.0)))
 
 
 def average_gradients(model: CLIP, world: int, used: float) -> tuple[float, float]:
     """Average the gradients and the clocks of all processes, clip to norm 1; returns (clock, norm before)."""
     grads = []
-    for param in model.parameters():
+    for param in (param for param in model.parameters() if param.requires_grad):
         param.grad = torch.zeros_like(param) if param.grad is None else param.grad
         grads.append(param.grad)
     flat = torch.cat([grad.flatten() for grad in grads] + [torch.tensor([used])])
@@ -90,14 +100,19 @@ class Trainer:
         self.notes = {"recipe": "recipes/tiny_clip/train_backbone.py", "seed": str(arguments.seed)}
         torch.manual_seed(arguments.seed)
         self.vocabulary = Vocabulary()
-        self.model = build(self.vocabulary)
+        if arguments.start:
+            self.model = load(arguments.start, self.vocabulary).train()
+            self.notes["start"] = Path(arguments.start).name
+        else:
+            self.model = build(self.vocabulary)
+        fill(self.model.visual.conv1)
         self.average = copy.deepcopy(self.model).requires_grad_(requires_grad=False)
         self.optimisers = build_optimisers(self.model, arguments.muon_lr, arguments.adam_lr)
         self.rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.optimisers]
         self.step, self.pictures, before = 0, 0, 0.0
         if (self.folder / "checkpoint.pt").exists():
             before = self._restore()
-        self.start = time.monotonic() - before
+        self.start, self.first = time.monotonic() - before, self.step
         self.rng = np.random.default_rng((arguments.seed, rank, self.step))
         torch.manual_seed(int(self.rng.integers(2**31)))
 
@@ -113,23 +128,24 @@ class Trainer:
 
     @property
     def used(self) -> float:
-        """Share of the time budget that this process has used."""
-        return (time.monotonic() - self.start) / (self.arguments.minutes * 60.0)
+        """Share of the time budget that this process has used; a start from other weights skips the first part."""
+        skipped = self.arguments.skip
+        return skipped + (1 - skipped) * (time.monotonic() - self.start) / (self.arguments.minutes * 60.0)
 
     def train_step(self, used: float) -> tuple[float, dict[str, float]]:
         """One batch, one update; returns the averaged clock and the losses."""
-        size, count = next((size, count) for until, size, count in STAGES if used < until)
-        if size in OTHER_SIZES and self.step % 4 == 3:
-            others = OTHER_SIZES[size]
-            size, count = others[self.step // 4 % len(others)]
-        batch = make_batch(self.rng, count, size)
+        shares = next(shares for until, shares in STAGES if used < until)
+        # Of the step alone, so that all processes take as long.
+        size = int(np.random.default_rng(self.step).choice(list(shares), p=list(shares.values())))
+        count = IMAGES[size]
+        batch = make_batch(self.rng, count, size, rough=self.arguments.images == "rough")
         losses = compute(self.model, self.vocabulary, batch, self.rng, self.step)
         self.model.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         used, norm = average_gradients(self.model, self.arguments.processes, self.used)
         for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * schedule(used)
+                group["lr"] = rate * schedule(used) * min(1.0, (self.step - self.first + 1) / WARM_UP)
             optimiser.step()
         self.step, self.pictures = self.step + 1, self.pictures + count * self.arguments.processes
         decay = min(0.998, (self.step + 1) / (self.step + 10)) if used < 0.9 else 0.99
@@ -147,14 +163,25 @@ class Trainer:
         self.export(self.folder / "latest.safetensors")
 
     def export(self, path: Path) -> None:
-        """Write the averaged weights."""
+        """Write the averaged weights, mixed with those of the start (Wortsman et al., CVPR 2022)."""
         notes = self.notes | {"pictures": str(self.pictures), "minutes": str(self.arguments.minutes)}
-        export(self.average.state_dict(), self.vocabulary, path, **notes)
+        state = self.average.state_dict()
+        if self.arguments.start:
+            beginning = load(self.arguments.start, self.vocabulary).state_dict()
+            share = self.arguments.share_of_start
+            notes["share_of_start"] = str(share)
+            # The convolutional network is the same in both, or not yet in the start.
+            state = {
+                key: value if ".conv1.first." in key or ".conv1.blocks." in key else value.lerp(beginning[key], share)
+                for key, value in state.items()
+            }
+        export(state, self.vocabulary, path, **notes)
 
-    def look(self, name: str, **settings: object) -> None:
-        """Log the numbers on the unseen families."""
-        for row, numbers in evaluate(self.average, self.vocabulary, **settings).items():
-            logger.info("%s: %-40s %s", name, row, numbers)
+    def look(self, name: str) -> None:
+        """Log the numbers of plain similarity, of what was last saved, on images that no training sees."""
+        model = build_model(self.folder / "latest.safetensors")
+        for what, images in {"held out": drawn(TRAIN_FAMILIES, 4, 77), "varied": varied(48)}.items():
+            logger.info("%s: %s %s", name, what, evaluate(model, images, IMAGE_SIZE, [PLAIN])[PLAIN])
 
 
 def work(rank: int, arguments: argparse.Namespace) -> None:
@@ -187,7 +214,8 @@ def work(rank: int, arguments: argparse.Namespace) -> None:
             trainer.save()
         if now - looked > LOOK_EVERY_S:
             looked = now
-            trainer.look("look", each=24, sizes=(IMAGE_SIZE,))
+            trainer.save()
+            trainer.look("look")
     if rank == 0:
         Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         trainer.save()
@@ -206,6 +234,10 @@ def main() -> None:
     parser.add_argument("--work", default="./tiny_clip", help="folder for checkpoints")
     parser.add_argument("--out", default="anomalib_fbclip/clip/tiny/clip.safetensors")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+    parser.add_argument("--images", choices=("plain", "rough"), default="plain", help="rough: with variety.py")
+    parser.add_argument("--start", help="a clip.safetensors to start from, with --skip; default: from scratch")
+    parser.add_argument("--skip", type=float, default=0.0, help="share of the schedules that is skipped at the start")
+    parser.add_argument("--share-of-start", type=float, default=0.5, help="of the start's weights in the result")
     parser.add_argument("--muon-lr", type=float, default=0.006)
     parser.add_argument("--adam-lr", type=float, default=1.2e-3)
     arguments = parser.parse_args()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file, save_file
 
+from anomalib_fbclip.clip.vision import resize_position_embedding
 from anomalib_fbclip.common.files import replacing
 from anomalib_fbclip.data.procedural.families import TRAIN_FAMILIES
-from recipes.tiny_clip.towers import IMAGE_SIZE, Vocabulary, build
+from recipes.tiny_clip.towers import IMAGE_SIZE, PATCH, Vocabulary, build
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +45,9 @@ def export(state: dict[str, torch.Tensor], vocabulary: Vocabulary, path: Path, *
 
 
 def load(path: str | Path, vocabulary: Vocabulary) -> CLIP:
-    """Read the weights back into the recipe's towers, float32, eval mode.
+    """Read the weights back into the recipe's towers, float32, eval mode; positions of another grid are resized.
+
+    A file without the convolutional network, as an earlier recipe wrote it, is read with the network switched off.
 
     Raises:
         ValueError: If the file was written with another vocabulary.
@@ -56,5 +59,7 @@ def load(path: str | Path, vocabulary: Vocabulary) -> CLIP:
         raise ValueError(msg)
     state[TABLE] = torch.cat([state.pop("token_embedding.rows"), state.pop("token_embedding.unknown")[None]])
     model = build(vocabulary)
+    positions = state["visual.positional_embedding"]
+    state["visual.positional_embedding"] = resize_position_embedding(positions, IMAGE_SIZE // PATCH)
     model.load_state_dict(state, strict=False)
     return model.eval()

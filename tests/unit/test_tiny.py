@@ -13,10 +13,12 @@ from anomalib import LearningType
 from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_fbclip import AFCLIP, FBCLIP, AnomalyCLIP
+from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.clip.build import EMBEDDED, read_weights
 from anomalib_fbclip.data.procedural.defects import KINDS
 from anomalib_fbclip.data.procedural.families import TEST_ONLY_FAMILIES
 from anomalib_fbclip.data.procedural.generator import generate
+from anomalib_fbclip.fbclip.views import VIEWS
 
 FOLDER = EMBEDDED["tiny"]
 WEIGHTS = FOLDER / "clip.safetensors"
@@ -36,12 +38,20 @@ def test_all_files_stay_below_eight_megabytes():
 def test_each_model_is_zero_shot_on_families_that_it_was_not_trained_on(model, least):
     model = model(backbone="tiny").eval()
     assert model.learning_type is LearningType.ZERO_SHOT
-    samples = [generate("wood", "hole", 144, seed=seed, variation=0.5) for seed in range(6)]
+    samples = [generate("wood", "hole", model.image_size, seed=seed, variation=0.5) for seed in range(6)]
     images = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) / 255 for sample in samples])
     masks = torch.stack([torch.from_numpy(sample.mask) for sample in samples])
     with torch.no_grad():
         maps = model(images).anomaly_map.reshape(masks.shape)
     assert float(binary_auroc(maps.flatten(), masks.flatten().int())) > least
+
+
+def test_views_are_those_of_the_embedded_adapter_and_elsewhere_the_papers(model, monkeypatch):
+    assert model.model.views == tuple(adapters.read(ADAPTER)[1]["views"])
+    assert FBCLIP(backbone="tiny", weights=None).model.views == model.model.views
+    assert FBCLIP(backbone="tiny", weights=None, views=["spa"]).model.views == ("spa",)
+    monkeypatch.setattr(FBCLIP, "_embedded_adapter", lambda _: None)
+    assert FBCLIP(backbone="tiny", weights=None).model.views == VIEWS
 
 
 def test_weights_are_read_within_a_second():

@@ -37,7 +37,7 @@ def pictures():
 
 
 def run(images, dtype, whole=False):
-    model = FBCLIPModel(load_clip("tiny"))
+    model = FBCLIPModel(load_clip("tiny"), views=("id",))
     model.load_adapter(EMBEDDED["tiny"] / "fbclip.safetensors")
     mixed = dtype != torch.float32 and not whole
     context = torch.autocast("cpu", dtype) if mixed else contextlib.nullcontext()
