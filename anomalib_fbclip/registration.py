@@ -17,6 +17,7 @@ MODELS = {
     "AnomalyCLIP": "anomalib_fbclip.anomalyclip.lightning_model",
     "FBCLIP": "anomalib_fbclip.fbclip.lightning_model",
     "FiSeCLIP": "anomalib_fbclip.fiseclip.lightning_model",
+    "Student": "anomalib_fbclip.student.lightning_model",
 }
 """Models of anomalib: name of the class -> its module."""
 
@@ -45,6 +46,7 @@ EXPORTS = {
     "PredictionVisualizer": "anomalib_fbclip.host.visualization",
     "Report": "anomalib_fbclip.host.report",
     "StageMaps": "anomalib_fbclip.callbacks.stage_maps",
+    "StudentModel": "anomalib_fbclip.student.torch_model",
 }
 """Public names of this package, loaded when they are first used."""
 

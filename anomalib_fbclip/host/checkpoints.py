@@ -28,7 +28,11 @@ FROM_CHECKPOINT = "checkpoint"
 adapter file that they once came from need not exist any more."""
 
 _ABSENT = ("model.clip.", "evaluator.")
+_COUNTER = ".num_batches_tracked"
+"""Of a batch normalisation, an integer."""
 _KEY = "anomalib_fbclip"
+_RESIZED = ("resize", "tiles")
+"""Settings beside the size that what the model sees depends on, where it has them."""
 _PRE_PROCESSOR = "anomalib_pre_processor_config"
 _FOLDER = 0x10
 """Of a part that is marked as a folder, torch returns whatever the memory holds."""
@@ -109,8 +113,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         "region": None if region is None else region.packed(),
         **module.identity(),
         "image_size": module.image_size,
-        "resize": module.resize,
-        "tiles": module.calibration_settings()["tiles"],
+        **{name: module.calibration_settings().get(name) for name in _RESIZED},
         "source": module.source,
         "memory_names": list(getattr(module.model, "memory_names", ())),
     }
@@ -126,7 +129,7 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         ValueError: If the checkpoint was made on another backbone, both sides are named; or if a tensor holds NaN.
     """
     for name, tensor in checkpoint["state_dict"].items():
-        if not name.startswith("model."):
+        if not name.startswith("model.") or name.endswith(_COUNTER):
             continue
         if not is_dense(tensor):
             msg = f"The checkpoint is damaged: {name} is no dense floating-point tensor, take an earlier one."
@@ -149,7 +152,8 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         )
         raise ValueError(msg)
     before = {"resize": "squash", "tiles": None}  # files from before it was stored
-    now = {"image_size": module.image_size, "resize": module.resize, "tiles": module.calibration_settings()["tiles"]}
+    settings = module.calibration_settings()
+    now = {"image_size": module.image_size, **{name: settings[name] for name in _RESIZED if name in settings}}
     for name, value in now.items():
         theirs = {**before, **ours}[name]
         if plain(theirs) != value:

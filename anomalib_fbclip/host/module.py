@@ -598,6 +598,11 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             batch.gt_label = batch.gt_label & ~outside
         batch.gt_mask = cut
 
+    def remark(self, path: str) -> str:  # noqa: PLR6301  # models have their own
+        """What there is to say of an image of the running prediction beside its verdict, for the table; else empty."""
+        del path
+        return ""
+
     def check_images(self, batch: Batch) -> None:
         """Name the files that hold NaN; warn once of images of one uniform colour.
 

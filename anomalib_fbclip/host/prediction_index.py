@@ -129,12 +129,13 @@ class PredictionIndex(Callback):
         calibrated = is_calibrated(pl_module.post_processor)
         for item in on_host(batch):
             verdict = judge(item, calibrated, pl_module.post_processor)
-            self._words.update([verdict.word, *([_DISAGREE] if verdict.note else [])])
+            remark = pl_module.remark(item.image_path) if hasattr(pl_module, "remark") else ""
+            self._words.update([verdict.word, *([_DISAGREE] if verdict.note else []), remark])
             row: dict[str, Any] = dict.fromkeys(COLUMNS)
             row["path"] = item.image_path
             row["score"] = round(float(item.pred_score), 6)
             row["label"] = verdict.label
-            row["note"] = verdict.note or None
+            row["note"] = "; ".join(filter(None, (verdict.note, remark))) or None
             row["threshold"] = threshold
             row["map_max"] = None if item.anomaly_map is None else round(float(item.anomaly_map.max()), 6)
             row["picture"] = self._picture(item.image_path)

@@ -55,7 +55,8 @@ table = pd.DataFrame(
         "label": [bool(label) for batch in predictions for label in batch.pred_label],
     },
 )
-table.sort_values("score", ascending=False).style.hide().format({"score": "{:.3f}"}).background_gradient(
+worst = table.nlargest(12, "score")  # of hundreds of images, the twelve highest scores
+worst.style.hide().format({"score": "{:.3f}"}).background_gradient(
     "Oranges",
     subset="score",
     vmin=0,
@@ -71,12 +72,11 @@ import matplotlib.pyplot as plt
 from anomalib.data.utils import read_image
 
 maps = [each.squeeze() for batch in predictions for each in batch.anomaly_map]
-paths = [path for batch in predictions for path in batch.image_path]
-figure, axes = plt.subplots(2, len(paths), figsize=(1.6 * len(paths), 3.6), squeeze=False)
-for column, (path, heat) in enumerate(zip(paths, maps, strict=True)):
-    axes[0, column].imshow(read_image(path))
-    axes[1, column].imshow(heat, cmap="inferno", vmin=0, vmax=1)
-    axes[0, column].set_title(f"{Path(path).parent.name}\n{table.score[column]:.2f}", fontsize=8)
+figure, axes = plt.subplots(2, len(worst), figsize=(1.6 * len(worst), 3.6), squeeze=False)
+for column, row in enumerate(worst.itertuples()):
+    axes[0, column].imshow(read_image(PICTURES / row.picture))
+    axes[1, column].imshow(maps[row.Index], cmap="inferno", vmin=0, vmax=1)
+    axes[0, column].set_title(f"{Path(row.picture).parent.name}\n{row.score:.2f}", fontsize=8)
 for axis in axes.flat:
     axis.axis("off")
 
@@ -89,7 +89,7 @@ for axis in axes.flat:
 few = FBCLIP(backbone="tiny", k_shot=4, few_shot_source=NORMAL)
 again = engine.predict(few, data_path=PICTURES)
 table["score, 4 good images known"] = [float(score) for batch in again for score in batch.pred_score]
-table.drop(columns="label").style.hide().format(precision=3)
+table.loc[worst.index].drop(columns="label").style.hide().format(precision=3)
 
 # %% [markdown]
 # The same on the command line:
