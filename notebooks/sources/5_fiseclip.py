@@ -30,7 +30,7 @@ from anomalib_fbclip.data.procedural.generator import generate
 # %%
 KINDS = ("hole", "good", "good", "crack", "good", "good", "stain", "good")
 samples = [generate("leather", kind, 144, seed=(5, number), variation=0.3) for number, kind in enumerate(KINDS)]
-lightning_model = FiSeCLIP(backbone="tiny", bank_size=0).eval()
+lightning_model = FiSeCLIP(backbone="tiny", image_size=144, bank_size=0).eval()
 model = lightning_model.model
 pictures = torch.stack([torch.from_numpy(sample.image).permute(2, 0, 1) / 255 for sample in samples])
 images = lightning_model.pre_processor.transform(pictures)
@@ -84,7 +84,7 @@ repeated = torch.stack([with_hole(sample, number < 6) for number, sample in enum
 repeated = lightning_model.pre_processor.transform(repeated)
 found = {}
 for name, share in {"no filter": 0.0, "filter, top 20 % of the patches": 0.2}.items():
-    other = FiSeCLIP(backbone="tiny", bank_size=0, filter_share=share, text_weight=0.0).eval().model
+    other = FiSeCLIP(backbone="tiny", image_size=144, bank_size=0, filter_share=share, text_weight=0.0).eval().model
     distances = tokens_to_grid(other.analyse(repeated).distances)[:6]
     inside = torch.from_numpy(place).view(18, 8, 18, 8).float().mean((1, 3)) > 0.5
     found[name] = float(distances[:, inside].mean() / distances[:, ~inside].mean())

@@ -157,7 +157,7 @@ def test_the_setup_command_and_what_it_prints(folders, tmp_path, capsys) -> None
 
 def test_size_and_memory_follow_the_time_that_is_allowed(folders, adapters, monkeypatch) -> None:
     def times(_, model, transform):
-        return [(transform.transforms[0].size[0] / 144) ** 2 * (1 + 0.1 * model.memory.num_images)]
+        return [(transform.transforms[0].size[0] / 224) ** 2 * (1 + 0.1 * model.memory.num_images)]
 
     monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey.times", times)
     monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey._by_good_images", lambda _, choices: choices[-1])
@@ -167,8 +167,8 @@ def test_size_and_memory_follow_the_time_that_is_allowed(folders, adapters, monk
     for allowed in (0.15, 0.3, 0.6):
         chosen = set_up(folders / "good", weights=weights, seconds_per_image=allowed).module
         found[allowed] = (chosen.image_size, chosen.k_shot)
-    assert found == {0.15: (48, 2), 0.3: (48, 8), 0.6: (96, 2)}
-    with pytest.raises(ValueError, match=r"takes 0\.133 s here, more than seconds_per_image=0\.1"):
+    assert found == {0.15: (72, 4), 0.3: (72, 8), 0.6: (152, 2)}
+    with pytest.raises(ValueError, match=r"takes 0\.124 s here, more than seconds_per_image=0\.1"):
         set_up(folders / "good", weights=weights, seconds_per_image=0.1)
 
 
