@@ -125,7 +125,7 @@ def test_a_square_image_keeps_its_square_to_the_digit():
     assert _nearest_grid(1 / 3, 27) == (3, 9)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ["FBCLIP", "FiSeCLIP"])  # the graphs of the others differ in nothing that matters here
 def test_exports_of_strips(name, engine, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     openvino = pytest.importorskip("openvino")

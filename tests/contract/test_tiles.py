@@ -184,7 +184,7 @@ def test_training_draws_tiles(anomalous, images, engine):
     assert any(not torch.equal(before[key], value) for key, value in model.model.trained_state_dict().items())
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", ["FBCLIP", "FiSeCLIP"])  # the graphs of the others differ in nothing that matters here
 def test_exports_of_tiles(name, engine, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     openvino = pytest.importorskip("openvino")
