@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from anomalib.data import Folder
 from anomalib.data.datasets.image.visa import CATEGORIES as VISA_CATEGORIES
 
 SIDE = 64
@@ -179,3 +180,26 @@ def write(name: str, root: Path, categories: tuple[str, ...] = ()) -> Path:
         suffix = ".png" if name == "ColonDB" else ".jpg"
         segmented(root, "images", "masks", suffix, "{}" + suffix)
     return root
+
+
+def good_and_bad(root: Path, height: int, width: int, rows: slice, across: int, step: int) -> Path:
+    """Four good and four bad images of a size, with masks; the defect of image n begins at column ``step * n``."""
+    for folder in ("good", "bad", "masks"):
+        (root / folder).mkdir()
+    random = np.random.default_rng(0)
+    for index in range(8):
+        image = random.integers(90, 130, (height, width, 3), dtype=np.uint8)
+        if index % 2:
+            mask = np.zeros((height, width), np.uint8)
+            mask[rows, step * index : step * index + across] = 255
+            image[mask > 0] = 250
+            cv2.imwrite(str(root / "masks" / f"{index}.png"), mask)
+        cv2.imwrite(str(root / ("bad" if index % 2 else "good") / f"{index}.png"), image)
+    return root
+
+
+def good_and_bad_folder(root: Path, batch: int = 2) -> Folder:
+    """anomalib's data module of such images."""
+    named = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "masks", "normal_test_dir": "good"}
+    sizes = {"train_batch_size": batch, "eval_batch_size": batch, "num_workers": 0, "val_split_mode": "same_as_test"}
+    return Folder(name="miniature", root=root, **named, **sizes)

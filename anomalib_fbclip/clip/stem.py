@@ -65,6 +65,22 @@ class InvertedResidual(nn.Module):
         return out + x if self.residual else out
 
 
+def network_features(
+    first: nn.Module,
+    blocks: nn.Sequential,
+    images: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of the network at strides 8 and 16, ``[B, 40, H / 8, W / 8]`` and ``[B, 112, H / 16, W / 16]``.
+
+    Args:
+        first: First convolution.
+        blocks: Blocks after it, see :data:`BLOCKS`.
+        images: Images ``[B, 3, H, W]`` normalised with CLIP's statistics.
+    """
+    fine = blocks[:FINE](F.relu6(first(images)))
+    return fine, blocks[FINE:](fine)
+
+
 class StemmedPatches(nn.Conv2d):
     """CLIP's patch embedding, plus linear maps of a convolutional network's features.
 
@@ -87,8 +103,7 @@ class StemmedPatches(nn.Conv2d):
 
     def features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The network's features of normalised images, at strides 8 and 16."""
-        fine = self.blocks[:FINE](F.relu6(self.first(images)))
-        return fine, self.blocks[FINE:](fine)
+        return network_features(self.first, self.blocks, images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised images ``[B, 3, H, W]`` to patches ``[B, D, H / 8, W / 8]``."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from anomalib.pre_processing import PreProcessor
 from torch import nn
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize, Transform
+from torchvision.transforms.v2 import Compose, Normalize, Transform
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.clip.build import load_clip
@@ -18,7 +18,7 @@ from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import pair
 
 from .module import ScoringModule
-from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions, TileCanvas
+from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions, TileCanvas, squash
 from .tiling import Tiling
 
 PAPER_IMAGE_SIZE = 518
@@ -179,6 +179,4 @@ class CLIPModule(ScoringModule):
             mean: Mean of each colour, that of the backbone.
             std: Standard deviation of each colour, that of the backbone.
         """
-        size = image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE)
-        resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
+        return squash(image_size or (PAPER_IMAGE_SIZE, PAPER_IMAGE_SIZE), mean, std)

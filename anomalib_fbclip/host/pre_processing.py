@@ -8,7 +8,7 @@ tested. Resizing is linear and separable: two matrix products do the same, exact
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -134,6 +134,18 @@ class TileCanvas(Transform):
         size = self.fit(*before)
         resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
         return resize(*inputs) if size != before else inputs if len(inputs) > 1 else inputs[0]
+
+
+def squash(size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> "ExactPreProcessor":
+    """Resize (bicubic, antialiased, without keeping the aspect ratio) and normalise.
+
+    Args:
+        size: Height and width in pixels.
+        mean: Mean of each colour.
+        std: Standard deviation of each colour.
+    """
+    resize = Resize(size, antialias=True, interpolation=InterpolationMode.BICUBIC)
+    return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
 
 
 class ExactPreProcessor(PreProcessor):

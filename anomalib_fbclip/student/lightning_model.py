@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchmetrics.functional import spearman_corrcoef
 from torchmetrics.functional.classification import binary_auroc
-from torchvision.transforms.v2 import Compose, InterpolationMode, Normalize, Resize
+from torchvision.transforms.v2.functional import normalize
 
 from anomalib_fbclip import registration
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
@@ -29,7 +29,7 @@ from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import one_or_pair, pair
 from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
-from anomalib_fbclip.host.pre_processing import ExactPreProcessor
+from anomalib_fbclip.host.pre_processing import squash
 from anomalib_fbclip.host.thresholds import normal_quantile
 from anomalib_fbclip.host.unreadable import files_of
 
@@ -189,8 +189,7 @@ class Student(ScoringModule, AnomalibModule):
             mean: Mean of each colour, that of the network.
             std: Standard deviation of each colour, that of the network.
         """
-        resize = Resize(image_size or (256, 256), antialias=True, interpolation=InterpolationMode.BICUBIC)
-        return ExactPreProcessor(transform=Compose([resize, Normalize(mean=mean, std=std)]))
+        return squash(image_size or (256, 256), mean, std)
 
     def identity(self) -> dict[str, str]:
         """The network; its weights are trained, so nothing but its name tells it."""
@@ -255,8 +254,9 @@ class Student(ScoringModule, AnomalibModule):
         teacher = self.load_teacher()
         targets = TeacherTargets(teacher, self.target_cache, pair(self.image_size), self.pasted, self.seed)
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        targets.compute(files[rank::world])
-        self.trainer.strategy.barrier()
+        if world > 1:
+            targets.compute(files[rank::world])
+            self.trainer.strategy.barrier()
         self._targets = targets.compute(files)
         self.source = teacher.source
         logger.info("The teacher's maps and scores of %d images: %s", len(self._targets), targets.folder)
@@ -314,10 +314,8 @@ class Student(ScoringModule, AnomalibModule):
         return images / 255, maps, scores
 
     def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        mean, std = (
-            torch.tensor(values, device=images.device).view(3, 1, 1) for values in (self.model.mean, self.model.std)
-        )
-        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+        images = normalize(images, list(self.model.mean), list(self.model.std))
+        return images.contiguous(memory_format=torch.channels_last)
 
     def _distance(self, images: torch.Tensor, maps: torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
         score, grid_map = self.model.decode(self.model.encode(images))

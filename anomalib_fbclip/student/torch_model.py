@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
-from anomalib_fbclip.clip.stem import FINE as FINE_BLOCKS
+from anomalib_fbclip.clip.stem import network_features
 
 FINE, COARSE = 8, 16
 """Strides of the features that the heads read."""
@@ -88,15 +88,14 @@ class EmbeddedEncoder(nn.Module):
         super().__init__()
         clip = load_clip(name)
         patches = clip.visual.conv1
-        self.first, self.blocks, self.split = patches.first, patches.blocks, FINE_BLOCKS
+        self.first, self.blocks = patches.first, patches.blocks
         self.channels = (patches.fine.in_channels, patches.coarse.in_channels)
         self.mean, self.std = clip.mean, clip.std
         self.requires_grad_()
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of normalised images at strides 8 and 16."""
-        fine = self.blocks[: self.split](F.relu6(self.first(images)))
-        return [fine, self.blocks[self.split :](fine)]
+        return network_features(self.first, self.blocks, images)
 
 
 class StudentModel(nn.Module):

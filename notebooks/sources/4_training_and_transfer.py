@@ -49,7 +49,15 @@ class Losses(Callback):
 
 
 losses = Losses()
-model = FBCLIP(backbone="tiny", weights=None, max_epochs=2, learning_rate=3e-4, metrics="full", visualizer=False)
+model = FBCLIP(
+    backbone="tiny",
+    image_size=144,
+    weights=None,
+    max_epochs=2,
+    learning_rate=3e-4,
+    metrics="full",
+    visualizer=False,
+)
 engine = Engine(
     default_root_dir="results",
     accelerator="cpu",
@@ -79,7 +87,7 @@ import pandas as pd
 
 rows = {}
 for name, weights in {"adapter trained above": adapter, "embedded adapter, 20 families": "auto"}.items():
-    tested = FBCLIP(backbone="tiny", weights=weights, metrics="full", visualizer=False)
+    tested = FBCLIP(backbone="tiny", image_size=144, weights=weights, metrics="full", visualizer=False)
     runner = Engine(
         default_root_dir="results",
         accelerator="cpu",

@@ -46,7 +46,7 @@ student = Student(
     teacher_arguments=teacher_arguments,
     image_size=128,
     pasted=2,
-    max_epochs=40,
+    max_epochs=30,
     target_cache=str(folder / "teacher"),
 )
 engine = Engine(

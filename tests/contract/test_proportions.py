@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miniatures import good_and_bad, good_and_bad_folder
+from models import ADAPTED, CLASSES
 from torch.testing import assert_close
 
 from anomalib_fbclip import AFCLIP, FBCLIP, FiSeCLIP
 from anomalib_fbclip.adapted import adapter_file
 from anomalib_fbclip.host.pre_processing import KeepProportions, _nearest_grid
-from tests.models import ADAPTED, CLASSES
 
 HEIGHT, WIDTH = 40, 120
 
@@ -25,26 +25,7 @@ HEIGHT, WIDTH = 40, 120
 @pytest.fixture(scope="module")
 def strips(tmp_path_factory):
     """Four good and four bad strips of 40 x 120 pixels, with masks."""
-    root = tmp_path_factory.mktemp("strips")
-    for folder in ("good", "bad", "masks"):
-        (root / folder).mkdir()
-    random = np.random.default_rng(0)
-    for index in range(8):
-        image = random.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        if index % 2:
-            left = 10 * index
-            image[10:25, left : left + 20] = 250
-            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-            mask[10:25, left : left + 20] = 255
-            cv2.imwrite(str(root / "masks" / f"{index}.png"), mask)
-        cv2.imwrite(str(root / ("bad" if index % 2 else "good") / f"{index}.png"), image)
-    return root
-
-
-def folder_of(root, batch=2):
-    named = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "masks", "normal_test_dir": "good"}
-    sizes = {"train_batch_size": batch, "eval_batch_size": batch, "num_workers": 0, "val_split_mode": "same_as_test"}
-    return Folder(name="strips", root=root, **named, **sizes)
+    return good_and_bad(tmp_path_factory.mktemp("strips"), HEIGHT, WIDTH, slice(10, 25), across=20, step=10)
 
 
 @pytest.mark.parametrize("arguments", [{"image_size": [24, 72]}, {"image_size": 40, "resize": "keep"}], ids=str)
@@ -52,13 +33,13 @@ def folder_of(root, batch=2):
 def test_a_model_tests_predicts_and_resumes_on_strips(name, arguments, strips, engine, tmp_path):
     model = CLASSES[name](backbone="tiny", metrics="full", **arguments)
     runner = engine()
-    results = runner.test(model, datamodule=folder_of(strips))[0]
+    results = runner.test(model, datamodule=good_and_bad_folder(strips))[0]
     assert all(np.isfinite(value) for value in results.values())
     found = engine().predict(model, data_path=strips / "bad")
     assert {tuple(batch.anomaly_map.shape[-2:]) for batch in found} == {(24, 72)}  # 3 x 9 patches, about 5 x 5
     runner.trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = CLASSES[name].load_from_checkpoint(tmp_path / "a.ckpt")
-    assert engine().test(loaded, datamodule=folder_of(strips))[0] == pytest.approx(results, abs=1e-5)
+    assert engine().test(loaded, datamodule=good_and_bad_folder(strips))[0] == pytest.approx(results, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -66,7 +47,7 @@ def test_strips_train_and_are_remembered(name, strips, engine, tmp_path):
     settings = {"backbone": "tiny", "image_size": [24, 72]}
     model = CLASSES[name](weights=None, learning_rate=1e-2, **settings)
     before = {key: value.clone() for key, value in model.model.trained_state_dict().items()}
-    engine(max_epochs=1, limit_train_batches=1).fit(model, datamodule=folder_of(strips))
+    engine(max_epochs=1, limit_train_batches=1).fit(model, datamodule=good_and_bad_folder(strips))
     after = model.model.trained_state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
@@ -164,10 +145,10 @@ def test_a_batch_of_several_proportions_is_refused_with_names(strips, engine, tm
             cv2.imwrite(str(mixed / folder / file.name), image[:, : WIDTH // (1 + index % 2)])
     model = FBCLIP(backbone="tiny", image_size=40, resize="keep", metrics="full")
     with pytest.raises(ValueError, match=r"\.png.*and .*\.png.*different sizes.*eval_batch_size 1"):
-        engine().test(model, datamodule=folder_of(mixed))
-    assert engine().test(model, datamodule=folder_of(mixed, 1))[0]["pixel_AUPRO"] >= 0
+        engine().test(model, datamodule=good_and_bad_folder(mixed))
+    assert engine().test(model, datamodule=good_and_bad_folder(mixed, 1))[0]["pixel_AUPRO"] >= 0
     # Squashed, as ever.
-    engine().test(FBCLIP(backbone="tiny", image_size=40), datamodule=folder_of(mixed))
+    engine().test(FBCLIP(backbone="tiny", image_size=40), datamodule=good_and_bad_folder(mixed))
 
 
 def test_thresholds_are_for_one_way_of_resizing(strips, tmp_path, caplog):

@@ -3,19 +3,19 @@
 
 """Large images scored in tiles."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from anomalib.data import Folder, InferenceBatch
+from anomalib.data import InferenceBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miniatures import good_and_bad, good_and_bad_folder
+from models import ADAPTED, CLASSES
 from torch.testing import assert_close
 
 from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.adapted import adapter_file
 from anomalib_fbclip.host.tiling import Tiling, blend_weights
-from tests.models import ADAPTED, CLASSES
 
 HEIGHT, WIDTH = 90, 150
 TILES = {"backbone": "tiny", "image_size": 40, "tiles": 60, "tile_batch_size": 4}
@@ -24,25 +24,7 @@ TILES = {"backbone": "tiny", "image_size": 40, "tiles": 60, "tile_batch_size": 4
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Four good and four bad images of 90 x 150 pixels, with masks."""
-    root = tmp_path_factory.mktemp("large")
-    for folder in ("good", "bad", "masks"):
-        (root / folder).mkdir()
-    random = np.random.default_rng(0)
-    for index in range(8):
-        image = random.integers(90, 130, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        if index % 2:
-            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-            mask[40:48, 15 * index : 15 * index + 8] = 255
-            image[mask > 0] = 250
-            cv2.imwrite(str(root / "masks" / f"{index}.png"), mask)
-        cv2.imwrite(str(root / ("bad" if index % 2 else "good") / f"{index}.png"), image)
-    return root
-
-
-def folder_of(root):
-    named = {"normal_dir": "good", "abnormal_dir": "bad", "mask_dir": "masks", "normal_test_dir": "good"}
-    sizes = {"train_batch_size": 2, "eval_batch_size": 2, "num_workers": 0, "val_split_mode": "same_as_test"}
-    return Folder(name="large", root=root, **named, **sizes)
+    return good_and_bad(tmp_path_factory.mktemp("large"), HEIGHT, WIDTH, slice(40, 48), across=8, step=15)
 
 
 def brightness(images):
@@ -120,13 +102,13 @@ def test_each_argument_changes_something():
 def test_a_model_tests_predicts_and_resumes_in_tiles(name, images, engine, tmp_path):
     model = CLASSES[name](metrics="full", **TILES, **({} if name in ADAPTED else {"matching": False}))
     runner = engine()
-    results = runner.test(model, datamodule=folder_of(images))[0]
+    results = runner.test(model, datamodule=good_and_bad_folder(images))[0]
     assert all(np.isfinite(value) for value in results.values())
     found = engine().predict(model, data_path=images / "bad")
     assert {tuple(batch.anomaly_map.shape[-2:]) for batch in found} == {(60, 100)}
     runner.trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = CLASSES[name].load_from_checkpoint(tmp_path / "a.ckpt")
-    assert engine().test(loaded, datamodule=folder_of(images))[0] == pytest.approx(results, abs=1e-5)
+    assert engine().test(loaded, datamodule=good_and_bad_folder(images))[0] == pytest.approx(results, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -175,7 +157,7 @@ def test_training_draws_tiles(anomalous, images, engine):
         model.model.score,
     )
     before = {key: value.clone() for key, value in model.model.trained_state_dict().items()}
-    data = folder_of(images)
+    data = good_and_bad_folder(images)
     if anomalous:
         data.setup()
         data.train_data.samples = data.test_data.samples
