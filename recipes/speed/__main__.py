@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=list(FORMS))
+    usual = [form for form in FORMS if "compiled" not in form]  # a compiler takes minutes, and needs one of C++
+    parser.add_argument("--forms", nargs="+", default=usual, choices=list(FORMS))
     parser.add_argument(
         "--repeats",
         type=int,

@@ -5,6 +5,8 @@
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
+from models import ADAPTED, OURS
 from torch.testing import assert_close
 
 from anomalib_fbclip import FBCLIP
@@ -78,3 +80,22 @@ def test_half_precision_of_the_trainer_gives_the_same_metrics(surfaces, engine) 
     for precision in ("bf16-mixed", "16-true"):
         for name in ("image_AUROC", "pixel_AUROC"):
             assert found[precision][name] == pytest.approx(found["32-true"][name], abs=0.002), (precision, name)
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTED if name in OURS])
+def test_training_in_float16_with_scaled_gradients(name, surfaces, engine) -> None:
+    # What `16-mixed` does on a GPU. On a CPU the trainer turns it into bf16-mixed, unless the plug-in is given.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    losses, changed = [], []
+    for scaler in (None, torch.amp.GradScaler(device, init_scale=2.0**10)):
+        plugins = None if scaler is None else [MixedPrecision("16-mixed", device, scaler)]
+        trained = OURS[name](backbone="tiny", image_size=56, **TRAIN, visualizer=False)
+        before = {key: value.clone() for key, value in trained.model.trained_state_dict().items()}
+        runner = engine(max_epochs=1, limit_val_batches=0, num_sanity_val_steps=0, plugins=plugins, accelerator="auto")
+        runner.fit(trained, datamodule=surfaces(train_anomalous=True))
+        losses.append(runner.trainer.callback_metrics["train_loss_epoch"].cpu())
+        after = trained.model.trained_state_dict()
+        changed.append(torch.cat([(after[key].cpu() - before[key].cpu()).flatten() for key in before]))
+        assert scaler is None or int(scaler.get_scale()) == 2**10, "a step was skipped: gradients overflow"
+    assert_close(*losses, rtol=2e-2, atol=0)
+    assert torch.cosine_similarity(*changed, dim=0) > 0.9

@@ -1,0 +1,104 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Seconds an image of every form that a model runs in: eager, ONNX Runtime, OpenVINO with weights of several kinds.
+
+    python -m recipes.exports.formats                       # the paper's model, a camera image of 1080 x 1920 pixels
+    python -m recipes.exports.formats --backbone tiny --image 256 256 --threads 1
+
+Backbones have random weights (``tiny`` its own): time and size do not depend on them, and nothing is said of accuracy,
+which ``recipes.exports.precision`` measures. INT8 needs ``nncf``.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import openvino
+import torch
+
+from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.clip.build import EMBEDDED
+from anomalib_fbclip.host.export import quantize
+
+
+def row(form: str, computes: str, call: Callable[[], object], repeats: int, size: str = "") -> None:
+    """Print the median time of a call after one to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    sys.stdout.write(f"| {form} | {computes} | {size} | {statistics.median(times[1:]):.3f} |\n")
+    sys.stdout.flush()
+
+
+def eager(backbone: str, image: torch.Tensor, repeats: int, folder: Path) -> Path:
+    """Rows of the model itself, and its ONNX file."""
+    model = FBCLIP(backbone=backbone, pretrained="openai" if backbone in EMBEDDED else None).eval()
+    begin = time.perf_counter()
+    path = model.to_onnx(folder, input_size=tuple(image.shape[-2:]))
+    took = time.perf_counter() - begin
+    row("eager", "float32", lambda: model(image), repeats)
+    with torch.autocast("cpu", torch.bfloat16):
+        row("eager", "bfloat16", lambda: model(image), repeats)
+    sys.stdout.write(f"| export to ONNX | | | {took:.1f} |\n")
+    return path
+
+
+def onnx_runtime(path: Path, image: torch.Tensor, repeats: int, threads: int) -> None:
+    """Row of ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    row("ONNX Runtime", "float32", lambda: session.run(None, feed), repeats)
+
+
+def open_vino(path: Path, image: torch.Tensor, repeats: int, threads: int, weights: str) -> None:
+    """Rows of OpenVINO with one kind of weights, in both precisions."""
+    model = openvino.convert_model(path)
+    if weights == "INT8":
+        import nncf
+
+        model = nncf.compress_weights(model)
+    elif weights != "FP32":
+        model = quantize(model, [image[0]])
+    file = path.with_name("model.xml")
+    openvino.save_model(model, file, compress_to_fp16=False)
+    size = f"{file.with_suffix('.bin').stat().st_size / 1e6:.1f} MB"
+    for precision in ("f32", "bf16"):
+        settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.Core().compile_model(file, "CPU", settings)
+        row(f"OpenVINO {weights}", precision, lambda run=compiled: run(image.numpy()), repeats, size)
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="ViT-L-14-336")
+    parser.add_argument("--image", type=int, nargs=2, default=[1080, 1920], help="height and width of the raw image")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, *arguments.image)
+    sys.stdout.write("| form | computes in | weights | seconds |\n| --- | --- | --- | --- |\n")
+    with TemporaryDirectory() as folder, torch.no_grad():
+        path = eager(arguments.backbone, image, arguments.repeats, Path(folder))
+        if find_spec("onnxruntime"):
+            onnx_runtime(path, image, arguments.repeats, arguments.threads)
+        for weights in ("FP32", "INT8", "INT8 and activations") if find_spec("nncf") else ("FP32",):
+            open_vino(path, image, arguments.repeats, arguments.threads, weights)
+
+
+if __name__ == "__main__":
+    main()
