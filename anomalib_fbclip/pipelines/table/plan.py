@@ -19,7 +19,7 @@ from anomalib_fbclip.data.catalogue import BENCHMARKS, BY_NAME
 
 DATASETS = "./datasets"
 PUBLISHED_NAMES = {"FBCLIP": "FB-CLIP", "WinClip": "WinCLIP", "AnomalyCLIP": "AnomalyCLIP", "AFCLIP": "AF-CLIP"}
-_MODEL_KEYS = {"name", "class_path", "init_args", "auxiliary", "per_dataset", "published", "seeds"}
+_MODEL_KEYS = {"name", "class_path", "init_args", "auxiliary", "per_dataset", "published", "seeds", "normal_images"}
 _DATA_KEYS = {"name", "class_path", "init_args", "categories"}
 _TABLE_KEYS = {
     *("models", "datasets", "seed", "seeds", "results", "accelerator", "pictures", "loader", "aupimo", "bootstrap"),
@@ -40,6 +40,7 @@ class ModelSpec:
         auxiliary: Data set on whose labelled test split an adapter is trained first, and the batch size of training;
             ``None``: no training.
         published: Method of the published tables to stand beside; ``None``: none.
+        normal_images: How many images of the train split the model gets, drawn by the seed; ``None``: all.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelSpec:
     init_args: dict[str, Any] = field(default_factory=dict)
     auxiliary: dict[str, Any] | None = None
     published: str | None = None
+    normal_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,10 @@ def _read_model(entry: str | Mapping[str, Any]) -> dict[str, Any]:
     if "class_path" not in entry:
         msg = f"table.models: {entry} has no class_path."
         raise ValueError(msg)
+    number = entry.get("normal_images")
+    if number is not None and (type(number) is not int or number < 1):
+        msg = f"table.models: normal_images={number!r}: give how many images of the train split to use, at least 1."
+        raise ValueError(msg)
     short = entry["class_path"].rsplit(".", maxsplit=1)[-1]
     return {"name": short, "published": PUBLISHED_NAMES.get(short), "init_args": {}, "per_dataset": {}, **entry}
 
@@ -228,6 +234,7 @@ def _for_dataset(base: Mapping[str, Any], name: str, root: str | None) -> ModelS
         {**(base["init_args"] or {}), **(changed.get("init_args") or {})},
         auxiliary,
         base["published"],
+        base.get("normal_images"),
     )
 
 

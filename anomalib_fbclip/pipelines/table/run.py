@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from anomalib import LearningType
 from anomalib.data.datamodules.base.image import AnomalibDataModule
 from anomalib.engine import Engine
@@ -116,6 +117,7 @@ class _Builder:
         self._prepare(datamodule, cell)
         datamodule.setup()
         self._check_source(cell, datamodule)
+        _keep_normal_images(datamodule, cell)
         model = self._model(cell)
         measure = Measure(self.plan.aupimo)
         with TemporaryDirectory() as folder:
@@ -204,6 +206,22 @@ class _Builder:
         """Give each category a folder: anomalib's visualizer would stay in that of the first."""
         if self.plan.pictures and getattr(model, "visualizer", None) is not None:
             model.visualizer.output_dir = _picture_folder(self.plan, cell)
+
+
+def _keep_normal_images(datamodule: AnomalibDataModule, cell: Cell) -> None:
+    """Leave a model as many images of the train split as its row says.
+
+    Raises:
+        ValueError: If the split has fewer.
+    """
+    number, images = cell.model.normal_images, datamodule.train_data
+    if number is None:
+        return
+    if number > len(images):
+        msg = f"normal_images={number}: the train split of {cell.data.name} has {len(images)}."
+        raise ValueError(msg)
+    drawn = np.random.default_rng(cell.seed).permutation(len(images))[:number]
+    datamodule.train_data = images.subsample(sorted(drawn.tolist()))
 
 
 def _picture_folder(plan: Plan, cell: Cell) -> Path:

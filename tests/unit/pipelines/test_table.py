@@ -17,6 +17,7 @@ from anomalib.metrics import AUPR, AUPRO, AUROC, F1Max
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anomalib_fbclip import ProceduralSurfaces
 from anomalib_fbclip.host.metrics import (
     AnyScoreHistogram,
     ImageScores,
@@ -72,6 +73,7 @@ def test_plan_has_a_cell_for_each_category_and_the_papers_sources() -> None:
         ({**PROTOCOL, "models": ["Padim", "Padim"]}, "two models are called 'Padim'"),
         ({**PROTOCOL, "models": [{"name": "x"}]}, "no class_path"),
         ({**PROTOCOL, "models": [{"class_path": "FBCLIP", "args": {}}]}, r"\['args'\]"),
+        ({**PROTOCOL, "models": [{"class_path": "Padim", "normal_images": 0}]}, "normal_images=0: .*at least 1"),
     ],
 )
 def test_plan_names_what_it_does_not_understand(config: dict, message: str) -> None:
@@ -305,6 +307,23 @@ def test_the_seed_reaches_models_that_take_one() -> None:
     assert [with_seed(cell.model, cell.seed) for cell in plan.cells] == [{"seed": 7}, {}, {"seed": 4}]
     unknown = ModelSpec("x", "nowhere.Model", {"a": 1})
     assert with_seed(unknown, 7) == {"a": 1}
+
+
+def test_a_row_learns_from_as_many_normal_images_as_it_says() -> None:
+    drawn = {}
+    for number, seed in ((2, 0), (2, 1), (5, 0)):
+        config = {"models": [{"class_path": "Padim", "normal_images": number}], "datasets": ["HeadCT"], "seed": seed}
+        (cell,) = make_plan(config).cells
+        data = ProceduralSurfaces(category="wood", num_train=4, num_test=2, image_size=56)
+        data.setup()
+        if number > 4:
+            with pytest.raises(ValueError, match="normal_images=5: the train split of HeadCT has 4"):
+                run._keep_normal_images(data, cell)
+            continue
+        run._keep_normal_images(data, cell)
+        drawn[seed] = [item.image_path for item in data.train_data]
+        assert len(drawn[seed]) == number
+    assert drawn[0] != drawn[1]
 
 
 def _maps(kind: str) -> ImageBatch:
