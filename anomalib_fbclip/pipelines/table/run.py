@@ -21,6 +21,7 @@ from anomalib.engine import Engine
 from anomalib.models import get_model
 from anomalib.models.components import AnomalibModule
 from lightning import seed_everything
+from lightning.pytorch.trainer.states import TrainerFn
 
 from anomalib_fbclip.data.overlap import check_overlap
 from anomalib_fbclip.data.sets import load_datamodule, prepare, shares_source, with_categories
@@ -115,7 +116,8 @@ class _Builder:
         if cell.category is not None and str(datamodule.category) != cell.category:
             (datamodule,) = with_categories(datamodule, cell.category)
         self._prepare(datamodule, cell)
-        datamodule.setup()
+        # Named as the trainer names it, so that the engine does not set up the splits anew.
+        datamodule.setup(TrainerFn.FITTING)
         self._check_source(cell, datamodule)
         _keep_normal_images(datamodule, cell)
         model = self._model(cell)

@@ -9,15 +9,16 @@ import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
+import anomalib.models
 import numpy as np
 import pytest
 import torch
 from anomalib.data import ImageBatch
 from anomalib.metrics import AUPR, AUPRO, AUROC, F1Max
+from anomalib.models import Padim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip import ProceduralSurfaces
 from anomalib_fbclip.host.metrics import (
     AnyScoreHistogram,
     ImageScores,
@@ -309,21 +310,25 @@ def test_the_seed_reaches_models_that_take_one() -> None:
     assert with_seed(unknown, 7) == {"a": 1}
 
 
-def test_a_row_learns_from_as_many_normal_images_as_it_says() -> None:
-    drawn = {}
-    for number, seed in ((2, 0), (2, 1), (5, 0)):
-        config = {"models": [{"class_path": "Padim", "normal_images": number}], "datasets": ["HeadCT"], "seed": seed}
-        (cell,) = make_plan(config).cells
-        data = ProceduralSurfaces(category="wood", num_train=4, num_test=2, image_size=56)
-        data.setup()
-        if number > 4:
-            with pytest.raises(ValueError, match="normal_images=5: the train split of HeadCT has 4"):
-                run._keep_normal_images(data, cell)
-            continue
-        run._keep_normal_images(data, cell)
-        drawn[seed] = [item.image_path for item in data.train_data]
-        assert len(drawn[seed]) == number
-    assert drawn[0] != drawn[1]
+def test_a_row_learns_from_as_many_normal_images_as_it_says(tmp_path, monkeypatch) -> None:
+    learned = {}
+
+    class Counting(Padim):
+        def on_train_start(self) -> None:
+            learned[self.trainer.datamodule.category] = [item.image_path for item in self.trainer.datamodule.train_data]
+            super().on_train_start()
+
+    monkeypatch.setattr(anomalib.models, "Padim", Counting)
+    row = {"class_path": "Padim", "init_args": {"pre_trained": False, "n_features": 4, "layers": ["layer1"]}}
+    images = {"category": "wood", "num_train": 4, "num_test": 4, "image_size": 64, "num_workers": 0}
+    data = {"name": "a", "class_path": "ProceduralSurfaces", "init_args": images}
+    config = {"models": [{**row, "normal_images": 2}, {**row, "name": "many", "normal_images": 5}], "datasets": [data]}
+    for seed in (0, 1):
+        failed = run.run_plan(make_plan({**config, "seed": seed}, str(tmp_path)), lambda *_: None)
+        learned[seed] = learned.pop("wood")
+        assert list(failed.values()) == ["ValueError: normal_images=5: the train split of a has 4."]
+    assert [len(learned[seed]) for seed in (0, 1)] == [2, 2]
+    assert learned[0] != learned[1]
 
 
 def _maps(kind: str) -> ImageBatch:
