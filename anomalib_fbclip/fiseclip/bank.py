@@ -104,9 +104,12 @@ class ReferenceBank:
         # A copy, so that a view does not keep the whole batch in memory.
         self._images[category] = new.first(self.size)
 
-    def clear(self) -> None:
-        """Forget all images."""
-        self._images.clear()
+    def clear(self, category: str | None = None) -> None:
+        """Forget all images, or those of a category."""
+        if category is None:
+            self._images.clear()
+        else:
+            self._images.pop(category, None)
 
 
 def is_first(ordered: torch.Tensor) -> torch.Tensor:

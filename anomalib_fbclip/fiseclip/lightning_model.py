@@ -75,9 +75,10 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`. With ``tiles``, whole images are
-            matched with whole images, and tiles with tiles of other images (64 at most in all, evenly chosen of each
-            reference image). ``normal_source`` is a folder of two images or more here: they serve the thresholds alone,
-            each is scored by the others, and they are no references of the images of a run.
+            matched with whole images, and tiles with tiles of other images: 64 of a category, evenly chosen, or one of
+            each image of ``reference_source`` if it has more. ``normal_source`` is a folder of two images or more here:
+            they serve the thresholds alone, each is scored by the others, and they are no references of the images of
+            a run.
 
     Raises:
         TypeError: If an argument is of another type.

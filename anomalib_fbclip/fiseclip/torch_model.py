@@ -281,7 +281,7 @@ class FiSeCLIPModel(nn.Module):
         earlier = self.tiles.of(category) if self.bank.size else self.tiles.trusted
         new = self._rate(new, new if earlier is None else new + earlier.without(new.keys), tiles=True)
         if not self.bank.size:
-            self.tiles.bank.clear()
+            self.tiles.bank.clear(category)
         self.tiles.bank.add(category, new)
 
     @torch.no_grad()

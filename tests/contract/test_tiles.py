@@ -148,8 +148,7 @@ def test_tiles_without_the_region_are_left_out():
     assert len(one) == 1 + sum(column + side > 125 for column in columns)
 
 
-@pytest.mark.parametrize("name", ["FBCLIP", "FiSeCLIP"])
-@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize(("name", "crop"), [("FBCLIP", False), ("FiSeCLIP", True)])
 def test_a_region_holds_in_tiles(name, crop, images, engine, tmp_path):
     inside = np.zeros((HEIGHT, WIDTH), bool)
     inside[25:85, 30:110] = True

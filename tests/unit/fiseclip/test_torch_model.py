@@ -213,6 +213,11 @@ def test_the_tiles_of_an_image_are_one_reference_and_none_of_their_own(clip, ima
     assert_close(stages.distances[5], expected, atol=1e-3, rtol=0)  # tiles are kept in half precision
     # Whole images are matched with whole images.
     assert model.analyse(images[:1]).num_references.tolist() == [0]
+    # Without a bank, the tiles of one batch count.
+    alone = FiSeCLIPModel(clip, bank_size=0, literal=literal)
+    for name, batch, number in (("nut", slice(None), 6), ("wood", slice(None), 12), ("wood", slice(3, None), 9)):
+        alone.add_tiles(images[batch], owners[batch], name)
+        assert len(alone.tiles.bank) == number
 
 
 def test_alone_it_is_the_text_map_and_one_warning(clip, images, caplog):
