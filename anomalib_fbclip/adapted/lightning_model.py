@@ -416,7 +416,11 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         names = [file_digest(file) for file in files]
         if self.tiling is not None:
             most = max(1, MEMORY_TILES // len(images))
-            pieces = [self.tiling.pieces(image[None], most) for image in images]
+            regions = [self.touched(image[None], [file]) for image, file in zip(images, files, strict=True)]
+            pieces = [
+                self.tiling.pieces(image[None], most, region=region)
+                for image, region in zip(images, regions, strict=True)
+            ]
             images = [piece for own in pieces for piece in own]
             names = [name for name, own in zip(names, pieces, strict=True) for _ in own]
         sizes = {f"{image.shape[-1]} x {image.shape[-2]}" for image in images}
@@ -488,16 +492,16 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         """Score and map of an image by a memory without this image; ``None`` where it holds no other."""
         memory, names = self.model.memory, self.model.memory_names
         if memory is None or not names:
-            return self.score_images(images)
+            return self.score_images(images, [path])
         own = file_digest(path)
         others = [place for place, name in enumerate(names) if name != own]
         if not others:
             return None
         if len(others) == len(names):
-            return self.score_images(images)
+            return self.score_images(images, [path])
         self.model.memory = memory.part(others)
         try:
-            return self.score_images(images)
+            return self.score_images(images, [path])
         finally:
             self.model.memory = memory
 

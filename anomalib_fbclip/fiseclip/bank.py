@@ -19,6 +19,8 @@ class Reference:
         distances: Weighted distances ``[P, L]`` that the image had when it was seen; NaN where it had no reference.
         present: Rows that count ``[P]``; ``None``: all. Double images are marked and not cut out, for the number that
             is left would have to be read from the device.
+        owners: Key of the image that each is from ``[P]``: the tiles of an image are no references of each other.
+            ``None``: each is an image of its own.
     """
 
     keys: torch.Tensor
@@ -26,11 +28,14 @@ class Reference:
     kept: torch.Tensor
     distances: torch.Tensor
     present: torch.Tensor = None  # type: ignore[assignment]  # made in __post_init__
+    owners: torch.Tensor = None  # type: ignore[assignment]  # made in __post_init__
 
     def __post_init__(self) -> None:
-        """Let all rows count where nothing else is said."""
+        """Let all rows count, and be images of their own, where nothing else is said."""
         if self.present is None:
             self.present = torch.ones_like(self.keys, dtype=torch.bool)
+        if self.owners is None:
+            self.owners = self.keys
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -52,7 +57,7 @@ class Reference:
     def without(self, keys: torch.Tensor) -> "Reference":
         """The same rows; images of these contents do not count."""
         present = self.present & ~torch.isin(self.keys, keys.to(self.keys.device))
-        return Reference(self.keys, self.patches, self.kept, self.distances, present)
+        return Reference(self.keys, self.patches, self.kept, self.distances, present, self.owners)
 
     def first(self, number: int) -> "Reference":
         """The first rows that count, at most this many, in their order; others behind them if there are fewer."""
@@ -61,7 +66,7 @@ class Reference:
 
 
 class ReferenceBank:
-    """The last ``size`` images of each category, oldest out.
+    """The last ``size`` images (or tiles) of each category, oldest out.
 
     Images of one batch are equally old. They enter in the order of their content keys, so that the order inside a batch
     changes nothing that comes later.
@@ -99,9 +104,12 @@ class ReferenceBank:
         # A copy, so that a view does not keep the whole batch in memory.
         self._images[category] = new.first(self.size)
 
-    def clear(self) -> None:
-        """Forget all images."""
-        self._images.clear()
+    def clear(self, category: str | None = None) -> None:
+        """Forget all images, or those of a category."""
+        if category is None:
+            self._images.clear()
+        else:
+            self._images.pop(category, None)
 
 
 def is_first(ordered: torch.Tensor) -> torch.Tensor:
@@ -115,6 +123,11 @@ def first_of_each(keys: torch.Tensor) -> torch.Tensor:
     return order[is_first(ordered)]
 
 
+_SPREAD = -7046029254386353131
+_PIXELS_AT_ONCE = 1 << 22
+"""Of an image, when its key is computed: whole numbers take twice its memory."""
+
+
 def content_keys(images: torch.Tensor) -> torch.Tensor:
     """One whole number for the content of each image, the same on every device and in every batch.
 
@@ -126,8 +139,17 @@ def content_keys(images: torch.Tensor) -> torch.Tensor:
     """
     keys = []
     for image in images:
-        bits = image.detach().float().contiguous().view(torch.int32).flatten().long()
-        place = torch.arange(1, len(bits) + 1, device=bits.device)
-        # Products of 64 bits wrap around; the odd constant spreads neighbouring places over all bits.
-        keys.append(((bits + place) * (place * -7046029254386353131 | 1)).sum())
+        bits = image.detach().float().contiguous().view(torch.int32).flatten()
+        key = torch.zeros((), dtype=torch.long, device=bits.device)
+        for start in range(0, len(bits), _PIXELS_AT_ONCE):
+            part = bits[start : start + _PIXELS_AT_ONCE].long()
+            place = torch.arange(start + 1, start + len(part) + 1, device=bits.device)
+            # Products of 64 bits wrap around; the odd constant spreads neighbouring places over all bits.
+            key += ((part + place) * (place * _SPREAD | 1)).sum()
+        keys.append(key)
     return torch.stack(keys)
+
+
+def tile_keys(tiles: torch.Tensor, owners: torch.Tensor) -> torch.Tensor:
+    """One whole number for each tile ``[T, 3, H, W]`` of images of keys ``[T]``: equal tiles of two images differ."""
+    return content_keys(tiles) ^ (owners * _SPREAD)

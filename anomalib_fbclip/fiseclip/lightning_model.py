@@ -4,7 +4,7 @@
 """``FiSeCLIP``: the Lightning module that anomalib's engine, CLI and pipelines run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,14 @@ from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.post_processing import LABELS
 from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, read_picture
 
+from .bank import content_keys
 from .filtering import is_exporting
-from .torch_model import DEFAULT_CLASS, FiSeCLIPModel
+from .torch_model import DEFAULT_CLASS, MEMORY_TILES, FiSeCLIPModel
 
 logger = logging.getLogger(__name__)
+
+Pieces = tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]
+"""Of a reference image the whole ``[3, h, w]``, tiles of it and the key of its content ``[1]``."""
 
 LEAST_IMAGES = 8
 """From so many images on, a contradiction of text and matching counts."""
@@ -70,10 +74,11 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         deviations: Robust standard deviations above the median distance at which the map is 0.5.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Match pair by pair, in the literal form: slower, the same values up to rounding.
-        **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`. ``tiles`` needs
-            ``matching=False``: tiles of one image must not be each other's references. ``normal_source`` is a folder of
-            two images or more here: they serve the thresholds alone, each is scored by the others, and they are no
-            references of the images of a run.
+        **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`. With ``tiles``, whole images are
+            matched with whole images, and tiles with tiles of other images: 64 of a category, evenly chosen, or one of
+            each image of ``reference_source`` if it has more. ``normal_source`` is a folder of two images or more here:
+            they serve the thresholds alone, each is scored by the others, and they are no references of the images of
+            a run.
 
     Raises:
         TypeError: If an argument is of another type.
@@ -114,12 +119,6 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         **kwargs,
     ) -> None:
         super().__init__(backbone=backbone, pretrained=pretrained, **kwargs)
-        if self._tiles["tiles"] is not None and matching:
-            msg = (
-                f"tiles={self._tiles['tiles']} with matching=True: images of a batch are each other's references, and "
-            )
-            msg += "tiles of one image would be, too. Give matching=False (the text alone), or no tiles."
-            raise ValueError(msg)
         if self.calibrator.normal_source is not None and matching and not bank_size:
             msg = f"normal_source={self.calibrator.normal_source!r} with bank_size=0: give bank_size=1 or more."
             raise ValueError(msg)
@@ -226,20 +225,67 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         """What thresholds from normal images depend on: also the word in the prompts, and matching."""
         return super().calibration_state(), self._noun(), self.model.matching
 
-    def score_images(self, images: torch.Tensor) -> InferenceBatch:
-        """Score and map of transformed images, as in a prediction."""
+    def score_images(
+        self,
+        images: torch.Tensor,
+        paths: Sequence[str | Path | None] | None = None,
+    ) -> InferenceBatch:
+        """Score and map of transformed images, as in a prediction, see :meth:`ScoringModule.score_images`."""
         # A list would fix the batch size of a recorded graph, whose word in the prompts is fixed anyway.
-        return self._score(images, None if is_exporting() else [self._noun()] * len(images))
+        return self._score(images, None if is_exporting() else [self._noun()] * len(images), paths)
 
-    def _score(self, images: torch.Tensor, categories: list[str] | None) -> InferenceBatch:
+    def score_unnamed(self, images: torch.Tensor) -> InferenceBatch:
+        """Score and map of transformed images of whatever category."""
+        return self._score(images, None)
+
+    def _score(
+        self,
+        images: torch.Tensor,
+        categories: list[str] | None,
+        paths: Sequence[str | Path | None] | None = None,
+        note: bool = False,
+    ) -> InferenceBatch:
+        """Score and map.
+
+        Args:
+            images: Transformed images ``[B, 3, H, W]``.
+            categories: See :meth:`FiSeCLIPModel.forward`.
+            paths: Files of the images.
+            note: Whether the images count for the warning of :meth:`_warn_of_own_outlier`.
+        """
+        owners = None
+        if self.tiling is not None and self.model.matching and not is_exporting():
+            owners = content_keys(images)
+
+        def of_whole(images: torch.Tensor) -> InferenceBatch:
+            stages = self.model.analyse(images, categories, owners)
+            if note:
+                evidence = (stages.refined_map.amax(dim=1), stages.distances.amax(dim=1), stages.num_references)
+                self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait
+            return self.model.predict(stages, images.shape[-2:])
+
+        def of_tiles(tiles: torch.Tensor) -> InferenceBatch:
+            # Tiles come tile by tile. A recorded graph must not ask for their number, which would fix it.
+            stages = self.model.analyse(
+                tiles,
+                None if categories is None else categories * (len(tiles) // len(images)),
+                None if owners is None else owners.repeat(len(tiles) // len(images)),
+                tiles=True,
+            )
+            return self.model.predict(stages, tiles.shape[-2:])
+
         if self.tiling is None:
-            return self.model(images, categories)
-
-        def score(tiles: torch.Tensor) -> InferenceBatch:
-            # Tiles come tile by tile, each of all images.
-            return self.model(tiles, None if categories is None else categories * (len(tiles) // len(images)))
-
-        return self.tiling(score, images)
+            return of_whole(images)
+        if owners is not None:
+            number = max(self.model.bank.size, len(images))
+            for name in dict.fromkeys(categories or [DEFAULT_CLASS]):
+                pieces = [
+                    self._split(image, None if paths is None else paths[place], number)
+                    for place, image in enumerate(images)
+                    if categories is None or categories[place] == name
+                ]
+                self.model.add_tiles(*_tiles_of(pieces), name)
+        return self.tiling(of_whole, images, of_tiles, self.touched(images, paths))
 
     def score_normal(self, source: str | Path) -> NormalScores:
         """Score the images by each other: they go into the bank in a first pass, so that none of them is alone.
@@ -285,8 +331,25 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         if self.reference_source is None or self.model.trusted is not None:
             return
         files = PictureFolder(self.reference_source).image_filenames
-        self.model.set_trusted([self._prepare(read_picture(file), file) for file in files], self._noun())
+        pieces = [self._split(self._prepare(read_picture(file), file), file, len(files)) for file in files]
+        _set_references(self.model.set_trusted, pieces, self._noun())
         logger.info("%d good images of reference_source are references.", len(files))
+
+    def _split(self, image: torch.Tensor, path: str | Path | None, number: int) -> Pieces:
+        """An image as references have it: the whole, some of its tiles, and the key of all of them.
+
+        Args:
+            image: Transformed image ``[3, H, W]``.
+            path: Its file.
+            number: Images that share the memory of tiles.
+        """
+        key = content_keys(image[None])
+        if self.tiling is None:
+            return image, [], key
+        # Of each image others, so that all places of the images are among the references.
+        most, region = max(1, MEMORY_TILES // number), self.touched(image[None], [path])
+        whole, *tiles = self.tiling.pieces(image[None], most, int(key), region)
+        return whole, tiles, key
 
     def _draw_sample(self) -> None:
         """Draw the references of each category from the whole run; files that cannot be read are passed over."""
@@ -296,15 +359,17 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 places.setdefault(self._categories.get(str(path), self._category), []).append((dataset, index))
         for category, found in places.items():
             generator = torch.Generator().manual_seed(self.seed)
-            images: list[torch.Tensor] = []
+            images: list[Pieces] = []
+            number = min(len(found), self.model.bank.size)
             for place in torch.randperm(len(found), generator=generator).tolist():
-                if len(images) == self.model.bank.size:
+                if len(images) == number:
                     break
                 with suppress(*UNREADABLE):
                     item = read_item(*found[place])
-                    images.append(self._prepare(item.image, item.image_path))
+                    image = self._prepare(item.image, item.image_path)
+                    images.append(self._split(image, item.image_path, number))
             if images:
-                self.model.set_sample(images, category)
+                _set_references(self.model.set_sample, images, category)
 
     def _datasets(self) -> list[Any]:
         """Data sets of the loop that is running."""
@@ -326,15 +391,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
-        images = self.look(batch.image, batch.image_path)
-        if self.tiling is not None:
-            found = self._score(images, categories)
-        else:
-            stages = self.model.analyse(images, categories)
-            evidence = (stages.refined_map.amax(dim=1), stages.distances.amax(dim=1), stages.num_references)
-            self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait for it
-            found = self.model.predict(stages, images.shape[-2:])
-        return batch.update(**self.cut(found, batch.image_path)._asdict())
+        found = self._score(self.look(batch.image, batch.image_path), categories, batch.image_path, note=True)
+        return batch.update(**self.cut(found, batch.image_path, batch.image.shape[-2:])._asdict())
 
     def _warn_of_own_outlier(self) -> None:
         """Warn where matching contradicts the text: what the text calls normal lies farthest from the references.
@@ -358,6 +416,20 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 agreement,
                 len(text),
             )
+
+
+def _tiles_of(images: Sequence[Pieces]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Tiles of images, and of each the key of its image."""
+    tiles = [tile for _, own, _ in images for tile in own]
+    return tiles, torch.cat([key.expand(len(own)) for _, own, key in images])
+
+
+def _set_references(take: Callable[..., None], images: Sequence[Pieces], category: str) -> None:
+    """Hand images over to :meth:`FiSeCLIPModel.set_sample` or its like, and their tiles."""
+    take([whole for whole, _, _ in images], category, torch.cat([key for _, _, key in images]))
+    tiles, owners = _tiles_of(images)
+    if tiles:
+        take(tiles, category, owners, tiles=True)
 
 
 registration.register_models()

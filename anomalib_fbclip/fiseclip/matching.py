@@ -119,6 +119,33 @@ def nearest_distances(
     return distances.clamp(min=0)
 
 
+def nearest_of_each_image(
+    distances: torch.Tensor,
+    valid: torch.Tensor,
+    owners: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances to images from those to their tiles: an image has a patch if one of its tiles has it.
+
+    Args:
+        distances: To each of R tiles ``[B, R, L]``.
+        valid: Which tile counts for which row ``[B, R]``.
+        owners: Key of the image that each tile is from ``[R]``.
+
+    Returns:
+        tuple: Distances to each of I images ``[B, I, L]``, infinite where none of its tiles counts, and which image
+        counts for which row ``[B, I]``.
+    """
+    groups = owners.unique(return_inverse=True)[1]
+    found = distances.new_full((len(distances), int(groups.max()) + 1, distances.shape[2]), torch.inf)
+    found.scatter_reduce_(
+        1,
+        groups[None, :, None].expand_as(distances),
+        distances.masked_fill(~valid[..., None], torch.inf),
+        "amin",
+    )
+    return found, found.isfinite().all(dim=2)
+
+
 def mean_of_smallest(distances: torch.Tensor, valid: torch.Tensor, share: float) -> torch.Tensor:
     """Mean of the smallest distances over the reference images.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from anomalib.data import InferenceBatch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import (
@@ -23,13 +24,14 @@ from anomalib_fbclip.common.functional import (
     upsample,
 )
 
-from .bank import Reference, ReferenceBank, content_keys, first_of_each
+from .bank import Reference, ReferenceBank, content_keys, first_of_each, tile_keys
 from .filtering import abnormal_probability, is_exporting, reference_mask, refine
 from .fusion import image_score, normal_limit, to_probability, weigh_by_text
 from .matching import (
     mean_of_smallest,
     nearest_distances,
     nearest_distances_literal,
+    nearest_of_each_image,
     neighbourhood_average,
     relative_neighbourhoods,
 )
@@ -40,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 MATCHING_LAYERS = (6, 12, 18, 24)
 DEFAULT_CLASS = "object"
+
+MEMORY_TILES = 64
+"""Tiles that serve as references of a category at most, whatever the size of the images."""
 
 
 @dataclass
@@ -71,6 +76,49 @@ class FiSeStages:
     limit: torch.Tensor
     grid_map: torch.Tensor
     pred_score: torch.Tensor
+
+
+class References:
+    """What images of one kind, wholes or tiles, are matched with.
+
+    Args:
+        size: Of the bank.
+
+    Attributes:
+        bank: The last ones seen of each category.
+        sample: Random ones of the whole run, of each category, in place of batch and bank.
+        trusted: Those that are known to be good, beside the others; ``None``: none.
+        grid: Rows and columns of the patches; ``None``: nothing was seen.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.bank = ReferenceBank(size)
+        self.sample: dict[str, Reference] = {}
+        self.trusted: Reference | None = None
+        self.grid: Grid | None = None
+
+    def clear(self) -> None:
+        """Forget the images seen; trusted ones stay."""
+        self.bank.clear()
+        self.sample.clear()
+
+    def of(self, category: str) -> Reference | None:
+        """All of a category: of the sample, else of the bank, and trusted ones; ``None``: there are none."""
+        found = self.sample.get(category)
+        found = self.bank.get(category) if found is None else found
+        return self.trusted if found is None else found if self.trusted is None else found + self.trusted
+
+    def check_grid(self, grid: Grid) -> None:
+        """Refuse images whose patches are of another number than those before, and keep the number.
+
+        Raises:
+            ValueError: If they are.
+        """
+        if (self.bank or self.sample or self.trusted is not None) and self.grid != grid:
+            msg = f"images of {grid} patches after images of {self.grid}: call reset() before images of another size, "
+            msg += "or resize all to one (resize='squash')."
+            raise ValueError(msg)
+        self.grid = grid
 
 
 class FiSeCLIPModel(nn.Module):
@@ -151,19 +199,33 @@ class FiSeCLIPModel(nn.Module):
         self.smoothing_sigma = smoothing_sigma
         self.literal = literal
         _check(self, bank_size)
-        self.bank = ReferenceBank(bank_size)
-        self.sample: dict[str, Reference] = {}
-        self.trusted: Reference | None = None
-        self._grid: Grid | None = None
+        self.whole = References(bank_size)
+        self.tiles = References(MEMORY_TILES)
         self._text_features: dict[str, torch.Tensor] = {}
         self.warn_alone = True
 
+    @property
+    def bank(self) -> ReferenceBank:
+        """The last whole images seen."""
+        return self.whole.bank
+
+    @property
+    def trusted(self) -> Reference | None:
+        """Whole images that are known to be good."""
+        return self.whole.trusted
+
     def reset(self) -> None:
         """Forget the images seen: what comes next is another stream. Trusted references stay."""
-        self.bank.clear()
-        self.sample.clear()
+        self.whole.clear()
+        self.tiles.clear()
 
-    def set_sample(self, images: Sequence[torch.Tensor], category: str = DEFAULT_CLASS) -> None:
+    def set_sample(
+        self,
+        images: Sequence[torch.Tensor],
+        category: str = DEFAULT_CLASS,
+        owners: torch.Tensor | None = None,
+        tiles: bool = False,
+    ) -> None:
         """Match all images of a category with these, until :meth:`reset`, and no longer with their batch and the bank.
 
         A random sample of a run makes the result of an image independent of its batch and of the order of the run.
@@ -171,41 +233,97 @@ class FiSeCLIPModel(nn.Module):
         Args:
             images: Images ``[3, H, W]``, see :meth:`forward`.
             category: See :meth:`forward`.
+            owners: See :meth:`analyse`.
+            tiles: See :meth:`analyse`; those of the category are matched with these tiles.
         """
-        sample = self._references(images, category, trusted=False)
-        pool = sample if self.trusted is None else sample + self.trusted
-        self.sample[category] = self._rate(sample, pool)
+        kind = self.tiles if tiles else self.whole
+        sample = self._references(images, category, owners, tiles)
+        pool = sample if kind.trusted is None else sample + kind.trusted
+        kind.sample[category] = self._rate(sample, pool, tiles)
 
-    def set_trusted(self, images: Sequence[torch.Tensor], category: str = DEFAULT_CLASS) -> None:
+    def set_trusted(
+        self,
+        images: Sequence[torch.Tensor],
+        category: str = DEFAULT_CLASS,
+        owners: torch.Tensor | None = None,
+        tiles: bool = False,
+    ) -> None:
         """Let images that are known to be good be references of all images, with all their patches.
 
         Args:
             images: Images ``[3, H, W]``, see :meth:`forward`; none: there are no such references any more.
             category: Noun of the prompts.
+            owners: See :meth:`analyse`.
+            tiles: See :meth:`analyse`.
         """
-        trusted = self._references(images, category, trusted=True) if len(images) else None
-        self.trusted = None if trusted is None else self._rate(trusted, trusted)
+        kind = self.tiles if tiles else self.whole
+        trusted = self._references(images, category, owners, tiles, trusted=True) if len(images) else None
+        kind.trusted = None if trusted is None else self._rate(trusted, trusted, tiles)
+
+    def add_tiles(
+        self,
+        tiles: Sequence[torch.Tensor],
+        owners: torch.Tensor | None,
+        category: str = DEFAULT_CLASS,
+    ) -> None:
+        """Let tiles of a batch of images be references of the tiles of the images to come, and of the others of it.
+
+        Without effect where a sample was set.
+
+        Args:
+            tiles: Tiles ``[3, h, w]`` of one size; none: there is nothing to add.
+            owners: See :meth:`analyse`.
+            category: See :meth:`forward`.
+        """
+        if not len(tiles) or category in self.tiles.sample:
+            return
+        new = self._references(tiles, category, owners, tiles=True)
+        earlier = self.tiles.of(category) if self.bank.size else self.tiles.trusted
+        new = self._rate(new, new if earlier is None else new + earlier.without(new.keys), tiles=True)
+        if not self.bank.size:
+            self.tiles.bank.clear(category)
+        self.tiles.bank.add(category, new)
 
     @torch.no_grad()
-    def _references(self, images: Sequence[torch.Tensor], category: str, trusted: bool) -> Reference:
+    def _references(
+        self,
+        images: Sequence[torch.Tensor],
+        category: str,
+        owners: torch.Tensor | None,
+        tiles: bool,
+        trusted: bool = False,
+    ) -> Reference:
         """Images as references, each content once; image by image, as there may be many."""
-        parts = []
-        for image in images:
+        parts, kind = [], self.tiles if tiles else self.whole
+        grids = {self.clip.grid_of_images(image[None]) for image in images}
+        if len(grids) > 1:
+            msg = f"Images of {sorted(grids)} patches cannot be matched with each other: give images of one size, or "
+            msg += "resize all to one (resize='squash')."
+            raise ValueError(msg)
+        kind.check_grid(*grids)
+        for place, image in enumerate(images):
             patches, joint, _, text_map = self.encode(image[None], [category])
             with full_precision(image.device):
                 refined = refine(text_map, joint, self.refinement)
-                share = 0.0 if trusted else self.filter_share
-                parts.append(Reference(content_keys(image[None]), patches, reference_mask(refined, share), refined))
+                kept = reference_mask(refined, 0.0 if trusted else self.filter_share)
+                owner = None if owners is None else owners[place : place + 1].to(image.device)
+                keys = content_keys(image[None])
+                if tiles and owner is not None:
+                    keys = tile_keys(image[None], owner)
+                    # Matching takes directions alone; there may be many tiles.
+                    patches = F.normalize(patches.float(), dim=-1).half()
+                parts.append(Reference(keys, patches, kept, refined, owners=owner))
         found = parts[0]
         for part in parts[1:]:
             found += part
         return found[first_of_each(found.keys)]
 
-    def _rate(self, images: Reference, pool: Reference) -> Reference:
+    def _rate(self, images: Reference, pool: Reference, tiles: bool) -> Reference:
         """Weighted distances of references by each other, which the limit of the scale is from."""
         with full_precision(images.patches.device):
-            valid = (images.keys[:, None] != pool.keys) & pool.present
-            weighted = weigh_by_text(self._distances(images, pool, valid), images.distances, self.text_weight)
+            valid = (images.owners[:, None] != pool.owners) & pool.present
+            distances = (self._tile_distances if tiles else self._distances)(images, pool, valid)
+            weighted = weigh_by_text(distances, images.distances, self.text_weight)
             images.distances = weighted.masked_fill(~valid.any(dim=1)[:, None], torch.nan)
         return images
 
@@ -232,8 +350,24 @@ class FiSeCLIPModel(nn.Module):
         return InferenceBatch(pred_score=stages.pred_score, anomaly_map=anomaly_map)
 
     @torch.no_grad()
-    def analyse(self, images: torch.Tensor, categories: Sequence[str] | None = None) -> FiSeStages:
-        """The method up to the patch map, with the tensors of every stage; the images enter the bank."""
+    def analyse(
+        self,
+        images: torch.Tensor,
+        categories: Sequence[str] | None = None,
+        owners: torch.Tensor | None = None,
+        tiles: bool = False,
+    ) -> FiSeStages:
+        """The method up to the patch map, with the tensors of every stage; whole images enter the bank.
+
+        Args:
+            images: See :meth:`forward`.
+            categories: See :meth:`forward`.
+            owners: Key of the image that each is from ``[B]``, see :func:`content_keys`: what is from one image is not
+                matched with each other. ``None``: each is an image of its own.
+            tiles: Match them as tiles of larger images: with the tiles that :meth:`set_sample`, :meth:`add_tiles` and
+                :meth:`set_trusted` named, and with nothing else. The tiles of an image are one reference: a patch is as
+                far from it as from the nearest of its tiles.
+        """
         if categories is not None and len(categories) != len(images):
             msg = f"{len(categories)} categories for {len(images)} images: give one an image, or None."
             raise ValueError(msg)
@@ -258,17 +392,21 @@ class FiSeCLIPModel(nn.Module):
             # A recorded graph has no memory and must not depend on the images that it was recorded with.
             seen: dict[str, Reference] = {}
             if self.matching and not is_exporting():
-                everything = Reference(content_keys(images), patches, kept, refined)
+                (self.tiles if tiles else self.whole).check_grid(self.clip.grid_of_images(images))
+                everything = Reference(content_keys(images), patches, kept, refined, owners=owners)
                 names = [DEFAULT_CLASS] * len(images) if categories is None else list(categories)
                 for name in dict.fromkeys(names):
                     places = [place for place, other in enumerate(names) if other == name]
                     # Of one category, as nearly always, without a list of places, which would be copied to the device.
                     one = len(places) == len(names)
                     here = slice(None) if one else torch.tensor(places, device=images.device)
-                    seen[name] = self._match(name, here, everything, stages)
+                    if tiles:
+                        self._match_tiles(name, here, everything, stages)
+                    else:
+                        seen[name] = self._match(name, here, everything, stages)
             self._check(images, stages, alone=bool(seen))
             for name, batch in seen.items():
-                if name not in self.sample:
+                if name not in self.whole.sample:
                     self.bank.add(name, batch)
             stages.pred_score = image_score(class_probability, stages.grid_map, self.class_weight)
         return stages
@@ -298,8 +436,6 @@ class FiSeCLIPModel(nn.Module):
             Patch tokens of the matched blocks ``[B, S, L, D]``; restored patch tokens in the joint space ``[B, L, d]``;
             probability of "abnormal" of the class token ``[B]`` and of each patch ``[B, L]``. The last three: float32.
         """
-        if not is_exporting():
-            self._check_grid(self.clip.grid_of_images(images))
         visual, depth = self.clip.visual, self.clip.num_layers
         before = depth - self.semantic_blocks
         layers = sorted({*self.feature_layers, before, depth})
@@ -317,37 +453,64 @@ class FiSeCLIPModel(nn.Module):
             class_probability = abnormal_probability(class_joint, text, self.temperature)[:, 0]
             return patches, joint, class_probability, abnormal_probability(joint, text, self.temperature)
 
-    def _check_grid(self, grid: Grid) -> None:
-        seen = self.bank or self.sample or self.trusted is not None
-        if seen and self._grid != grid:
-            msg = f"images of {grid} patches after images of {self._grid}: call reset() before images of another size."
-            raise ValueError(msg)
-        self._grid = grid
-
     def _match(self, category: str, here: torch.Tensor | slice, images: Reference, stages: FiSeStages) -> Reference:
         """Match the images at places ``here``, all of one category, fill in their rows of ``stages``, return them."""
         batch = images[here]
-        pool, sample = batch, self.sample.get(category)
+        pool, sample = batch, self.whole.sample.get(category)
         earlier = self.bank.get(category) if sample is None else sample
         if earlier is not None:
             if sample is None:
                 # The newest that are not in this batch, as many as the batch lacks.
                 earlier = earlier.without(batch.keys).first(max(0, self.bank.size - len(batch) + 1))
             pool = batch + earlier
-        if self.trusted is not None:
-            pool = pool + self.trusted  # += would add to the batch
+        if self.whole.trusted is not None:
+            pool = pool + self.whole.trusted  # += would add to the batch
         # An image is no reference of its own double.
-        valid = (batch.keys[:, None] != pool.keys) & pool.present
+        valid = (batch.owners[:, None] != pool.owners) & pool.present
         if sample is not None:
             valid[:, : len(batch)] = False
-        stages.num_references[here] = valid.sum(dim=1)
         distances = self._distances(batch, pool, valid)
         weighted = weigh_by_text(distances, stages.refined_map[here], self.text_weight)
-        matched = valid.any(dim=1)
-        batch.distances = weighted.masked_fill(~matched[:, None], torch.nan)
+        batch.distances = weighted.masked_fill(~valid.any(dim=1)[:, None], torch.nan)
         known = pool.distances[len(batch) :].masked_fill(~pool.present[len(batch) :, None], torch.nan)
         if sample is None:
             known = torch.cat((batch.distances, known))
+        self._put_on_scale(stages, here, distances, weighted, valid, known)
+        return batch
+
+    def _match_tiles(self, category: str, here: torch.Tensor | slice, tiles: Reference, stages: FiSeStages) -> None:
+        """Match the tiles at places ``here``, all of one category, with those of other images; fill in their rows."""
+        pool = self.tiles.of(category)
+        if pool is None:
+            return
+        batch = tiles[here]
+        valid = (batch.owners[:, None] != pool.owners) & pool.present
+        distances = self._tile_distances(batch, pool, valid)
+        weighted = weigh_by_text(distances, stages.refined_map[here], self.text_weight)
+        known = pool.distances.masked_fill(~pool.present[:, None], torch.nan)
+        self._put_on_scale(stages, here, distances, weighted, valid, known)
+
+    def _put_on_scale(
+        self,
+        stages: FiSeStages,
+        here: torch.Tensor | slice,
+        distances: torch.Tensor,
+        weighted: torch.Tensor,
+        valid: torch.Tensor,
+        known: torch.Tensor,
+    ) -> None:
+        """Fill in the rows of matched images: limit, distances and map.
+
+        Args:
+            stages: Stages whose rows are filled in.
+            here: Places of the images in them.
+            distances: Matching distances ``[B, L]``.
+            weighted: Distances weighted by the text ``[B, L]``.
+            valid: Which reference counts for which image ``[B, R]``.
+            known: Weighted distances that the limit is from ``[P, L]``; NaN where there are none.
+        """
+        matched = valid.any(dim=1)
+        stages.num_references[here] = valid.sum(dim=1)
         # NaN where no image at hand has a distance; then the text's map stays.
         limit = normal_limit(known, self.deviations).where(matched, torch.nan)
         scaled = ~limit.isnan()[:, None]
@@ -355,7 +518,6 @@ class FiSeCLIPModel(nn.Module):
         stages.distances[here], stages.weighted[here] = distances * scaled, weighted * scaled
         found = to_probability(weighted, limit[:, None])
         stages.grid_map[here] = found.where(scaled, stages.refined_map[here])
-        return batch
 
     def _distances(self, batch: Reference, pool: Reference, valid: torch.Tensor) -> torch.Tensor:
         """Matching distances ``[B, L]``: mean over blocks and neighbourhoods."""
@@ -366,9 +528,23 @@ class FiSeCLIPModel(nn.Module):
         match = nearest_distances_literal if self.literal else nearest_distances
         for layer in range(length):
             for size in self.neighbourhoods:
-                tokens = neighbourhood_average(pool.patches[:, layer], size, self._grid)
+                tokens = neighbourhood_average(pool.patches[:, layer], size, self.whole.grid)
                 nearest = match(tokens[:number], batch.kept, tokens[number:], pool.kept[number:])
                 total += mean_of_smallest(nearest, valid, self.reference_share)
+        return total / (length * len(self.neighbourhoods))
+
+    def _tile_distances(self, tiles: Reference, pool: Reference, valid: torch.Tensor) -> torch.Tensor:
+        """Matching distances ``[B, L]`` of tiles to other images, of each the nearest tile."""
+        total = torch.zeros_like(tiles.distances)
+        length = pool.patches.shape[1]
+        match = nearest_distances_literal if self.literal else nearest_distances
+        for layer in range(length):
+            for size in self.neighbourhoods:
+                own, theirs = (
+                    neighbourhood_average(some.patches[:, layer], size, self.tiles.grid) for some in (tiles, pool)
+                )
+                nearest = match(own, tiles.kept, theirs, pool.kept)[:, len(tiles) :]
+                total += mean_of_smallest(*nearest_of_each_image(nearest, valid, pool.owners), self.reference_share)
         return total / (length * len(self.neighbourhoods))
 
     def _check(self, images: torch.Tensor, stages: FiSeStages, alone: bool) -> None:
@@ -393,7 +569,11 @@ class FiSeCLIPModel(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the images seen out of copies: a copy is another stream."""
-        return {**self.__dict__, "bank": ReferenceBank(self.bank.size), "sample": {}, "_text_features": {}}
+        kinds = {}
+        for name, kind in (("whole", self.whole), ("tiles", self.tiles)):
+            kinds[name] = References(kind.bank.size)
+            kinds[name].trusted, kinds[name].grid = kind.trusted, kind.grid
+        return {**self.__dict__, **kinds, "_text_features": {}}
 
 
 def _check(model: FiSeCLIPModel, bank_size: int) -> None:

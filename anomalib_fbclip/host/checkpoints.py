@@ -108,7 +108,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["hyper_parameters"]["init_weights"] = None  # training has begun
     region = module.regions
     if region is not None and region.mask is not None:
-        checkpoint["hyper_parameters"] |= {"region": None, "crop_to_region": False}
+        checkpoint["hyper_parameters"] |= {"region": None, "crop_to_region": False, "region_fill": "nearest"}
     checkpoint[_KEY] = {
         "region": None if region is None else region.packed(),
         **module.identity(),

@@ -70,6 +70,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         region: A mask, white inside, of the part of the images that is scored; or a folder of masks with the images'
             names, see :class:`Regions`. Training does not use it. ``None``: all of each image.
         crop_to_region: Cut images to the bounding box of the region before the resize, so that it fills the input.
+        region_fill: What the model sees in place of the pixels outside of the region: ``"nearest"``, the nearest pixel
+            inside, for better maps; ``"mean"``, CLIP's mean colour, for better image scores.
         min_area: Least area of a defect in pixels of the original image: smaller marked components are not shown, and
             do not make an image anomalous. 0: all count.
         save_maps: Write the maps of tests and predictions as numbers at the size of the images, see :class:`MapFiles`:
@@ -123,6 +125,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         report: bool = False,
         region: str | Path | None = None,
         crop_to_region: bool = False,
+        region_fill: str = "nearest",
         min_area: int = 0,
         save_maps: str | None = None,
         group_by: str | None = None,
@@ -140,10 +143,14 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         if metrics not in {"default", "full"}:
             msg = f"metrics={metrics!r}: choose 'default' or 'full'."
             raise ValueError(msg)
-        if crop_to_region and region is None:
-            msg = "crop_to_region=True without a region: give region, a mask or a folder of masks."
-            raise ValueError(msg)
-        self.regions = None if region is None else Regions(region, crop_to_region)
+        for name, value, default in (
+            ("crop_to_region", crop_to_region, False),
+            ("region_fill", region_fill, "nearest"),
+        ):
+            if value != default and region is None:
+                msg = f"{name}={value!r} without a region: give region, a mask or a folder of masks."
+                raise ValueError(msg)
+        self.regions = None if region is None else Regions(region, crop_to_region, region_fill)
         if evaluator is True:
             plain_metrics = [*self.evaluator.test_metrics]  # type: ignore[has-type]  # anomalib's
             self.evaluator = FullEvaluator() if metrics == "full" else InsideEvaluator(test_metrics=plain_metrics)
@@ -288,8 +295,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         images = batch if self.regions is None else self.regions.crop_raw(batch)
         images = self.pre_processor(images) if self.pre_processor else images
         images = images if self.regions is None else self.regions.fill(images, [None])
-        found = self.model(images) if self.tiling is None else self.tiling(self.model, images)
-        found = found if self.regions is None else self.regions.cut(found, [None])
+        found = self.score_unnamed(images)
+        found = found if self.regions is None else self.regions.cut(found, [None], self._map_size(batch))
         found = self.post_processor(found) if self.post_processor else found
         if getattr(self.post_processor, "min_area", 0) and found.pred_mask is not None:
             sizes = [(batch.shape[-2], batch.shape[-1])] * (1 if torch.compiler.is_exporting() else len(batch))
@@ -406,16 +413,44 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             image = image.to(device)
             image = self.pre_processor.transform(image) if self.pre_processor else image
             prediction = self.score_unseen(self.look(image, [path]), path)
-            return None if prediction is None else self.cut(prediction, [path])
+            return None if prediction is None else self.cut(prediction, [path], image.shape[-2:])
 
         try:
             return score_folder(source, predict)
         finally:
             self.model.train(training)
 
-    def score_images(self, images: torch.Tensor) -> InferenceBatch:
-        """Score and map of transformed images, as in a prediction."""
-        return self.model(images) if self.tiling is None else self.tiling(self.model, images)
+    def score_images(
+        self,
+        images: torch.Tensor,
+        paths: Sequence[str | Path | None] | None = None,
+    ) -> InferenceBatch:
+        """Score and map of transformed images, as in a prediction.
+
+        Args:
+            images: Images as :meth:`look` returns them.
+            paths: Their files.
+        """
+        if self.tiling is None:
+            return self.model(images)
+        return self.tiling(self.model, images, region=self.touched(images, paths))
+
+    def score_unnamed(self, images: torch.Tensor) -> InferenceBatch:
+        """Score and map of transformed images of which nothing else is known."""
+        return self.score_images(images)
+
+    def touched(self, images: torch.Tensor, paths: Sequence[str | Path | None] | None) -> torch.Tensor | None:
+        """Pixels that show anything of the regions, ``[B, H, W]`` or ``[1, H, W]``; ``None``: all, or not known.
+
+        Args:
+            images: Images as :meth:`look` returns them.
+            paths: Their files.
+        """
+        if self.regions is None or (paths is None and self.regions.mask is None):
+            return None
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        known = [None] if paths is None or self.regions.mask is not None else paths
+        return self.regions.touched(size, known).to(images.device)
 
     def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
         """The same as if the model had not seen this image before; ``None`` where it knows nothing else.
@@ -424,8 +459,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             images: One transformed image ``[1, 3, H, W]``.
             path: Its file.
         """
-        del path
-        return self.score_images(images)
+        return self.score_images(images, [path])
 
     def calibration_state(self) -> object:
         """What thresholds from normal images depend on: they are found anew where it has changed."""
@@ -525,10 +559,19 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """
         if self.regions is None:
             return
-        images = self.regions.crop_raw(torch.zeros(1, 3, *(input_size or pair(self.image_size))))
+        raw = torch.zeros(1, 3, *(input_size or pair(self.image_size)))
+        images = self.regions.crop_raw(raw)
         if self.pre_processor:
             images = self.pre_processor.transform(images)
-        self.regions.view((images.shape[-2], images.shape[-1]))
+        size = (images.shape[-2], images.shape[-1])
+        for whole in (None, self._map_size(raw)):
+            self.regions.view(size, whole=whole)
+        self.regions.touched(size, [None])
+
+    def _map_size(self, images: torch.Tensor) -> tuple[int, int] | None:
+        """Height and width of the maps of raw images; ``None``: those of the model's input."""
+        steps = getattr(getattr(self.pre_processor, "transform", None), "transforms", ())
+        return next((step.fit(*images.shape[-2:]) for step in steps if hasattr(step, "fit")), None)
 
     def _post_training_quantization_ov(self, model: Any, datamodule: Any = None) -> Any:  # noqa: ANN401  # OpenVINO's
         """INT8_PTQ: weights and activations, calibrated on ``normal_source``, else on the data module's normal images.
@@ -560,8 +603,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
-        prediction = self.score_images(self.look(batch.image, batch.image_path))
-        return batch.update(**self.cut(prediction, batch.image_path)._asdict())
+        prediction = self.score_images(self.look(batch.image, batch.image_path), batch.image_path)
+        return batch.update(**self.cut(prediction, batch.image_path, batch.image.shape[-2:])._asdict())
 
     def look(self, images: torch.Tensor, paths: Sequence[str | Path | None] | None) -> torch.Tensor:
         """Transformed images ``[B, 3, H, W]`` as the model scores them: without what is outside of their regions."""
@@ -570,11 +613,23 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         transform = getattr(self.pre_processor, "transform", None)
         return self.regions.look(images, paths or [None] * len(images), transform)
 
-    def cut(self, prediction: InferenceBatch, paths: Sequence[str | Path | None] | None) -> InferenceBatch:
-        """A prediction whose maps are 0 outside of the regions of the images."""
+    def cut(
+        self,
+        prediction: InferenceBatch,
+        paths: Sequence[str | Path | None] | None,
+        whole: Sequence[int] | None = None,
+    ) -> InferenceBatch:
+        """A prediction whose maps are 0 outside of the regions of the images.
+
+        Args:
+            prediction: Scores and maps of images as :meth:`look` returns them.
+            paths: Their files.
+            whole: Height and width of the transformed whole images; ``None``: those of the maps.
+        """
         if self.regions is None:
             return prediction
-        return self.regions.cut(prediction, paths or [None] * len(prediction.pred_score))
+        size = None if whole is None else (int(whole[0]), int(whole[1]))
+        return self.regions.cut(prediction, paths or [None] * len(prediction.pred_score), size)
 
     def inside(self, paths: Sequence[str | Path | None] | None, size: tuple[int, int]) -> torch.Tensor | None:
         """Pixels of maps ``[B, H, W]`` that count; ``None``: all."""

@@ -20,6 +20,8 @@ from PIL import Image
 
 from .unreadable import UNREADABLE, read_picture
 
+FILLS = ("nearest", "mean")
+
 _PROPORTIONS = 0.01
 """Relative difference of proportions that is rounding, such as 1001 x 500 and 500 x 250."""
 
@@ -29,10 +31,10 @@ class View(NamedTuple):
 
     Attributes:
         shown: Pixels of the whole image at the size of the map that belong to the region ``[H, W]``.
-        source: For each pixel of the model's input the place of the pixel that it shows ``[H * W]``: its own inside of
-            the region, the nearest inside elsewhere. ``None``: all of the input is inside.
-        rows: Weights that put the rows of the map of a cropped image back ``[H, H]``; ``None``: not cropped.
-        columns: Likewise ``[W, W]``.
+        source: For each pixel of the model's input the place of the nearest pixel inside of the region ``[h * w]``: its
+            own if it is inside. ``None``: all of the input is inside.
+        rows: Weights that put the rows of the map of a cropped image back ``[H, h]``; ``None``: not cropped.
+        columns: Likewise ``[W, w]``.
     """
 
     shown: torch.Tensor
@@ -44,9 +46,9 @@ class View(NamedTuple):
 class Regions:
     """One region for all images, or one for each.
 
-    Each pixel outside of the region is replaced by the nearest one inside before an image is scored, and the map is 0
-    there: scores and maps do not depend on what is outside. Where the resize of the input mixes pixels across the
-    border, the mixed ones count as outside of the input.
+    Each pixel outside of the region is replaced before an image is scored, and the map is 0 there: scores and maps do
+    not depend on what is outside. Where the resize of the input mixes pixels across the border, the mixed ones count as
+    outside of the input.
 
     A mask is white inside and black outside: what is brighter than half of its brightest pixel is inside. It has the
     image's size or at least its proportions, and is scaled then.
@@ -55,20 +57,26 @@ class Regions:
         source: A mask for all images; or a folder of masks, whose names (and subfolders, as far as they have any) are
             those of the images, with any suffix.
         crop: Cut images to the region's bounding box before the resize, and put the maps back.
+        fill: What replaces a pixel outside: ``"nearest"``, the nearest one inside; ``"mean"``, the mean colour that the
+            normalisation subtracts.
 
     Attributes:
         mask: The mask for all images ``[h, w]``; ``None`` with a folder.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
-        ValueError: If the mask is empty or cannot be read, or the folder holds no images.
+        ValueError: If the mask is empty or cannot be read, the folder holds no images, or the fill is unknown.
     """
 
-    def __init__(self, source: str | Path | np.ndarray, crop: bool = False) -> None:
+    def __init__(self, source: str | Path | np.ndarray, crop: bool = False, fill: str = "nearest") -> None:
+        if fill not in FILLS:
+            msg = f"region_fill={fill!r}: choose one of {list(FILLS)}."
+            raise ValueError(msg)
         self.crop = crop
+        self.fill_with = fill
         self.mask: np.ndarray | None = None
         self._files: dict[tuple[str, ...], Path] = {}
-        self._views: dict[object, View] = {}
+        self._views: dict[object, Any] = {}
         if isinstance(source, np.ndarray):
             self.source, self.mask = "", source
             return
@@ -88,22 +96,25 @@ class Regions:
         self._files = {_key(Path(file).relative_to(path.resolve())): Path(file) for file in files}
 
     def digest(self) -> str:
-        """Stands for region and crop where thresholds are stored."""
+        """Stands for region, crop and fill where thresholds are stored."""
         content = self.source if self.mask is None else (self.mask.shape, np.packbits(self.mask).tobytes())
-        return hashlib.sha256(repr((content, self.crop)).encode()).hexdigest()[:16]
+        # As files from before there was another fill have it.
+        known = (content, self.crop) if self.fill_with == "nearest" else (content, self.crop, self.fill_with)
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
     def packed(self) -> dict[str, Any] | None:
         """The mask for all images in types that JSON knows, for :meth:`unpacked`; ``None`` with a folder."""
         if self.mask is None:
             return None
         encoded = cv2.imencode(".png", self.mask.astype(np.uint8) * 255)[1]
-        return {"mask": base64.b64encode(encoded.tobytes()).decode("ascii"), "crop": self.crop}
+        mask = base64.b64encode(encoded.tobytes()).decode("ascii")
+        return {"mask": mask, "crop": self.crop, "fill": self.fill_with}
 
     @classmethod
     def unpacked(cls, packed: Mapping[str, Any]) -> "Regions":
         """The regions that :meth:`packed` stored."""
         with Image.open(io.BytesIO(base64.b64decode(packed["mask"]))) as file:
-            return cls(np.asarray(file) > 0, packed["crop"])
+            return cls(np.asarray(file) > 0, packed["crop"], packed.get("fill", "nearest"))
 
     def check(self, paths: Sequence[str | Path]) -> None:
         """Name the images without a mask before a run begins.
@@ -117,32 +128,51 @@ class Regions:
             msg = f"region={self.source!r} has no mask for {missing[:5]}{more}: add masks of these names."
             raise FileNotFoundError(msg)
 
-    def view(self, size: tuple[int, int], path: str | Path | None = None) -> View:
+    def view(
+        self,
+        size: tuple[int, int],
+        path: str | Path | None = None,
+        whole: tuple[int, int] | None = None,
+    ) -> View:
         """The region of an image.
 
         Args:
-            size: Height and width of the model's input, which are those of the map.
+            size: Height and width of the model's input.
             path: The image; ``None``: any, with one mask for all.
+            whole: Height and width of the map of the whole image; ``None``: those of the input.
 
         Raises:
             FileNotFoundError: If it has no mask.
             ValueError: If the mask is empty, cannot be read, has other proportions than the image, or nothing is left
                 of it at this size.
         """
-        mask, name = self._mask(path)
-        if path is not None and Path(path).is_file():
-            with Image.open(path) as image:
-                width, height = image.size
-            _check_proportions(mask, name, (height, width), str(path))
+        mask, name = self._checked_mask(path)
         if self.mask is None:
-            return make_view(mask, size, self.crop, name)
-        if size not in self._views:
-            self._views[size] = make_view(mask, size, self.crop, name)
-        return self._views[size]
+            return make_view(mask, size, self.crop, name, whole)
+        if (size, whole) not in self._views:
+            self._views[size, whole] = make_view(mask, size, self.crop, name, whole)
+        return self._views[size, whole]
 
     def inside(self, size: tuple[int, int], paths: Sequence[str | Path | None]) -> torch.Tensor:
         """Pixels of maps ``[B, H, W]`` that belong to the regions of the images."""
-        return torch.stack([self.view(size, path).shown for path in paths])
+        return self._of_each(_shown, size, paths)
+
+    def touched(self, size: tuple[int, int], paths: Sequence[str | Path | None]) -> torch.Tensor:
+        """Pixels of model inputs ``[B, h, w]`` that show anything of the regions of the images."""
+        return self._of_each(_touched, size, paths)
+
+    def _of_each(
+        self,
+        make: Callable[[np.ndarray, tuple[int, int], bool], torch.Tensor],
+        size: tuple[int, int],
+        paths: Sequence[str | Path | None],
+    ) -> torch.Tensor:
+        masks = [self._checked_mask(path)[0] for path in paths]
+        if self.mask is None:
+            return torch.stack([make(mask, size, self.crop) for mask in masks])
+        if (make, size) not in self._views:
+            self._views[make, size] = make(self.mask, size, self.crop)
+        return self._views[make, size].expand(len(paths), -1, -1)
 
     def look(
         self,
@@ -190,16 +220,38 @@ class Regions:
         if self.mask is not None:
             for path in paths:
                 view = self.view(size, path)
-            return _fill(images, view)
-        return torch.cat([_fill(image[None], self.view(size, path)) for image, path in zip(images, paths, strict=True)])
+            return self._fill(images, view)
+        filled = [self._fill(image[None], self.view(size, path)) for image, path in zip(images, paths, strict=True)]
+        return torch.cat(filled)
 
-    def cut(self, prediction: InferenceBatch, paths: Sequence[str | Path | None]) -> InferenceBatch:
-        """A prediction on such images, its map put back into the whole image and 0 outside of the region."""
+    def _fill(self, images: torch.Tensor, view: View) -> torch.Tensor:
+        if view.source is None:
+            return images
+        source = view.source.to(images.device)
+        if self.fill_with == "nearest":
+            return images.flatten(2)[..., source].reshape(images.shape)
+        seen = source == torch.arange(len(source), device=images.device)
+        return images * seen.reshape(images.shape[-2:])
+
+    def cut(
+        self,
+        prediction: InferenceBatch,
+        paths: Sequence[str | Path | None],
+        whole: tuple[int, int] | None = None,
+    ) -> InferenceBatch:
+        """A prediction on such images, its map put back into the whole image and 0 outside of the region.
+
+        Args:
+            prediction: Scores and maps, of the size of the model's input.
+            paths: See :meth:`fill`.
+            whole: See :meth:`view`.
+        """
         maps = prediction.anomaly_map
         size = (int(maps.shape[-2]), int(maps.shape[-1]))
+        whole = whole if self.crop else None
         if self.mask is not None:
-            return prediction._replace(anomaly_map=_cut(maps, self.view(size)))
-        cut = [_cut(one[None], self.view(size, path)) for one, path in zip(maps, paths, strict=True)]
+            return prediction._replace(anomaly_map=_cut(maps, self.view(size, whole=whole)))
+        cut = [_cut(one[None], self.view(size, path, whole)) for one, path in zip(maps, paths, strict=True)]
         return prediction._replace(anomaly_map=torch.cat(cut))
 
     def _mask(self, path: str | Path | None) -> tuple[np.ndarray, str]:
@@ -215,6 +267,14 @@ class Regions:
         if file is None:
             self.check([path])
         return read_region(file), str(file)  # type: ignore[arg-type]  # check() raised
+
+    def _checked_mask(self, path: str | Path | None) -> tuple[np.ndarray, str]:
+        mask, name = self._mask(path)
+        if path is not None and Path(path).is_file():
+            with Image.open(path) as image:
+                width, height = image.size
+            _check_proportions(mask, name, (height, width), str(path))
+        return mask, name
 
     def _file(self, path: str | Path) -> Path | None:
         """The mask with the longest end of the image's path."""
@@ -257,20 +317,26 @@ def read_region(path: str | Path) -> np.ndarray:
     return values > values.max() / 2
 
 
-def _placement(number: int, low: float, high: float) -> torch.Tensor:
-    """Weights ``[number, number]`` that put values over [0, 1] back to [low, high]; rows that lie outside are 0."""
-    axis = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+def _placement(number: int, low: float, high: float, whole: int) -> torch.Tensor:
+    """Weights ``[whole, number]`` that put values over [0, 1] back to [low, high]; rows that lie outside are 0."""
+    axis = (torch.arange(whole, dtype=torch.float64) + 0.5) / whole
     place = (axis - low) / (high - low) * number - 0.5
-    wide = max(1.0, 1 / (high - low))  # of the linear kernel, as in an antialiased resize
+    wide = max(1.0, number / whole / (high - low))  # of the linear kernel, as in an antialiased resize
     distance = (place.clamp(0, number - 1)[:, None] - torch.arange(number, dtype=torch.float64)).abs() / wide
     weights = (1 - distance).clamp(min=0)
     weights = weights / weights.sum(dim=1, keepdim=True)
-    touched = (axis + 0.5 / number > low) & (axis - 0.5 / number < high)
+    touched = (axis + 0.5 / whole > low) & (axis - 0.5 / whole < high)
     return (weights * touched[:, None]).float()
 
 
 @torch.inference_mode(mode=False)  # what is kept of a prediction must serve an export, too
-def make_view(mask: np.ndarray, size: tuple[int, int], crop: bool = False, name: str = "") -> View:
+def make_view(
+    mask: np.ndarray,
+    size: tuple[int, int],
+    crop: bool = False,
+    name: str = "",
+    whole: tuple[int, int] | None = None,
+) -> View:
     """A region at the size of a model's input.
 
     Args:
@@ -278,19 +344,19 @@ def make_view(mask: np.ndarray, size: tuple[int, int], crop: bool = False, name:
         size: Height and width of the input.
         crop: Whether the input is the region's bounding box.
         name: Of the mask, for messages.
+        whole: Height and width of the map of the whole image; ``None``: ``size``.
 
     Raises:
         ValueError: If nothing is left of the region.
     """
+    whole = whole or size
     top, bottom, left, right = box_of(mask) if crop else (0, mask.shape[0], 0, mask.shape[1])
-    part = mask[top:bottom, left:right]
-    share = _share(mask, size)
-    # A cropped region may be narrower than a pixel of the whole image's map.
-    shown = share >= 0.5 if (share >= 0.5).any() or not crop else share > 0
+    part = _part(mask, crop)
+    shown, share = _shown(mask, whole, crop), _share(part, size)
     # What the resize can mix across the border: bicubic weights reach two pixels of the coarser grid.
     reach = [math.ceil(2 * max(1.0, after / before)) for after, before in zip(size, part.shape, strict=True)]
-    whole = (_share(part, size) > 1 - 1e-4).astype(np.uint8)
-    seen = np.asarray(cv2.erode(whole, np.ones((2 * reach[0] + 1, 2 * reach[1] + 1), np.uint8)))
+    full = (share > 1 - 1e-4).astype(np.uint8)
+    seen = np.asarray(cv2.erode(full, np.ones((2 * reach[0] + 1, 2 * reach[1] + 1), np.uint8)))
     if not seen.any() or not shown.any():
         msg = (
             f"The region {name!r} is so narrow that nothing is left of it in an input of {size[1]} x {size[0]} pixels: "
@@ -300,11 +366,31 @@ def make_view(mask: np.ndarray, size: tuple[int, int], crop: bool = False, name:
     source = None if seen.all() else torch.from_numpy(_nearest(seen))
     height, width = mask.shape
     return View(
-        torch.from_numpy(shown),
+        shown,
         source,
-        _placement(size[0], top / height, bottom / height) if crop else None,
-        _placement(size[1], left / width, right / width) if crop else None,
+        _placement(size[0], top / height, bottom / height, whole[0]) if crop else None,
+        _placement(size[1], left / width, right / width, whole[1]) if crop else None,
     )
+
+
+@torch.inference_mode(mode=False)  # kept, see make_view()
+def _shown(mask: np.ndarray, size: tuple[int, int], crop: bool) -> torch.Tensor:
+    """Pixels of the map of a whole image ``[H, W]`` that belong to a region."""
+    share = _share(mask, size)
+    # A cropped region may be narrower than a pixel of the whole image's map.
+    return torch.from_numpy(share >= 0.5 if (share >= 0.5).any() or not crop else share > 0)
+
+
+@torch.inference_mode(mode=False)  # kept, see make_view()
+def _touched(mask: np.ndarray, size: tuple[int, int], crop: bool) -> torch.Tensor:
+    """Pixels of a model's input ``[h, w]`` that show anything of a region."""
+    return torch.from_numpy(_share(_part(mask, crop), size) > 0)
+
+
+def _part(mask: np.ndarray, crop: bool) -> np.ndarray:
+    """What the model's input shows of a mask."""
+    top, bottom, left, right = box_of(mask) if crop else (0, mask.shape[0], 0, mask.shape[1])
+    return mask[top:bottom, left:right]
 
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -335,12 +421,6 @@ def _nearest(seen: np.ndarray) -> np.ndarray:
     inside = np.flatnonzero(seen)
     places[labels.reshape(-1)[inside]] = inside
     return places[labels.reshape(-1)]
-
-
-def _fill(images: torch.Tensor, view: View) -> torch.Tensor:
-    if view.source is None:
-        return images
-    return images.flatten(2)[..., view.source.to(images.device)].reshape(images.shape)
 
 
 def _cut(maps: torch.Tensor, view: View) -> torch.Tensor:

@@ -98,14 +98,33 @@ class Tiling:
         tiles = [images[..., top : top + side, left : left + side] for top, left in places]
         return resize_images(torch.cat(tiles), self.size, self.size)
 
-    def pieces(self, image: torch.Tensor, most: int) -> list[torch.Tensor]:
-        """A whole canvas ``[1, 3, H, W]`` and its tiles, at most so many, evenly chosen: each ``[3, size, size]``."""
+    def pieces(
+        self,
+        image: torch.Tensor,
+        most: int,
+        first: int = 0,
+        region: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """A whole canvas and its tiles, evenly chosen.
+
+        Args:
+            image: Canvas ``[1, 3, H, W]``.
+            most: Tiles at most.
+            first: Number of the first tile that is taken, of any size: other numbers take other tiles.
+            region: See :meth:`__call__`.
+
+        Returns:
+            list: The whole ``[3, h, w]``, and tiles ``[3, size, size]``.
+        """
         side, rows, columns = self.places(*image.shape[-2:])
         places = list(product(rows, columns))
         if len(places) == 1:
             return [self.whole(image)[0]]
+        if region is not None:
+            shown = show(region, places, side)[:, 0].tolist()
+            places = [place for place, any_shown in zip(places, shown, strict=True) if any_shown]
         step = max(1.0, len(places) / most)
-        chosen = [places[int(index * step)] for index in range(min(most, len(places)))]
+        chosen = [places[(int(index * step) + first) % len(places)] for index in range(min(most, len(places)))]
         return [self.whole(image)[0], *self.cut(image, chosen, side)]
 
     def draw(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,12 +159,21 @@ class Tiling:
             shown.append(F.adaptive_max_pool2d(part, self.size)[:, 0])
         return torch.cat(tiles), torch.cat(shown)
 
-    def __call__(self, score: Score, images: torch.Tensor) -> InferenceBatch:
+    def __call__(
+        self,
+        score: Score,
+        images: torch.Tensor,
+        of_tiles: Score | None = None,
+        region: torch.Tensor | None = None,
+    ) -> InferenceBatch:
         """Score whole images and their tiles, and join them.
 
         Args:
             score: The model.
             images: Canvases ``[B, 3, H, W]``.
+            of_tiles: The model of tiles, which come tile by tile, each of all images. ``None``: the same.
+            region: Pixels of the canvases that count ``[B, H, W]``, or ``[1, H, W]``: tiles that show none of them have
+                neither score nor map. ``None``: all.
 
         Returns:
             InferenceBatch: ``pred_score`` ``[B]`` and ``anomaly_map`` ``[B, H, W]``.
@@ -161,7 +189,7 @@ class Tiling:
         if len(rows) * len(columns) == 1:
             return InferenceBatch(pred_score=whole.pred_score, anomaly_map=tall @ found)
         blend = self._blend_at_once if torch.compiler.is_exporting() else self.blend
-        scores, tiled = blend(score, images, side, rows, columns)
+        scores, tiled = blend(of_tiles or score, images, side, rows, columns, region)
         if torch.compiler.is_exporting():
             tiled = join_maps(tall @ found, tiled)
         else:
@@ -176,6 +204,7 @@ class Tiling:
         side: int,
         rows: list[int],
         columns: list[int],
+        region: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores ``[T, B]`` and the blended map ``[B, H, W]`` of the tiles, a few of them at a time."""
         count, _, height, width = images.shape
@@ -184,6 +213,9 @@ class Tiling:
         blended = images.new_zeros(count, height, width, dtype=torch.float32)
         scores = []
         every, step = list(product(enumerate(rows), enumerate(columns))), max(1, self.batch_size // count)
+        if region is not None:
+            shown = show(region, list(product(rows, columns)), side)
+            every = [place for place, any_shown in zip(every, shown.any(dim=1).tolist(), strict=True) if any_shown]
         for start in range(0, len(every), step):
             places = every[start : start + step]
             found = score(self.cut(images, [(top, left) for (_, top), (_, left) in places], side))
@@ -192,7 +224,8 @@ class Tiling:
             for ((row, top), (column, left)), tile in zip(places, maps, strict=True):
                 weights = torch.outer(down[row, top : top + side], across[column, left : left + side])
                 blended[:, top : top + side, left : left + side] += weights.to(tile) * tile
-        return torch.cat(scores), blended
+        joined = torch.cat(scores)
+        return joined if region is None else joined * shown[shown.any(dim=1)].to(joined), blended
 
     def _blend_at_once(
         self,
@@ -201,6 +234,7 @@ class Tiling:
         side: int,
         rows: list[int],
         columns: list[int],
+        region: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same in two matrix products, for a recorded graph."""
         found = score(self.cut(images, list(product(rows, columns)), side))
@@ -213,7 +247,15 @@ class Tiling:
         tiles = found.anomaly_map.float().unflatten(0, (len(rows), len(columns), -1))  # [R, C, B, size, size]
         tiles = tiles.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # [B, R * size, C * size]
         down, across = (axis.to(tiles) for axis in axes)
-        return found.pred_score.unflatten(0, (len(rows) * len(columns), -1)), down @ tiles @ across.T
+        scores = found.pred_score.unflatten(0, (len(rows) * len(columns), -1))
+        if region is not None:
+            scores = scores * show(region, list(product(rows, columns)), side).to(scores)
+        return scores, down @ tiles @ across.T
+
+
+def show(region: torch.Tensor, places: Sequence[tuple[int, int]], side: int) -> torch.Tensor:
+    """Which of T tiles show anything of the regions ``[B, H, W]`` of images: ``[T, B]``."""
+    return torch.stack([region[:, top : top + side, left : left + side].flatten(1).any(dim=1) for top, left in places])
 
 
 def blend_weights(starts: Sequence[int], side: int, length: int) -> torch.Tensor:

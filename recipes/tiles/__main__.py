@@ -14,14 +14,17 @@ and cracks, and from the steel strips of SD-saliency-900 where they are there:
 
 Ways: ``squashed`` to the model's square, ``kept`` proportions, ``tiled`` without the whole image, ``joined``, which is
 what ``tiles=`` does. Tiles are the cells, without overlap where these are photographs of their own; of photos and steel
-half of the shorter side. Metrics are at the size of the image. ``python -m recipes.tiles --data ../shared/data``
+half of the shorter side. Metrics are at the size of the image. ``python -m recipes.tiles --data ../shared/data``.
+
+``--fiseclip`` measures FiSeCLIP on sets of one size, such as strips, mosaics and cracks: the images of a set are each
+other's references.
 """
 
 import argparse
 import random
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +41,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_fbclip import FBCLIP
+from anomalib_fbclip import FBCLIP, FiSeCLIP
 from anomalib_fbclip.host.metrics import ImageScores, ScoreHistogram
 
 CELL = 120
@@ -198,6 +201,33 @@ class Ways:
         return found
 
 
+def fiseclip_ways(
+    samples: Sequence[Sample],
+    side: Callable[[Sample], int],
+    seams: bool,
+) -> Iterator[dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """Of each image scores and maps ``[h, w]`` by FiSeCLIP at 112 pixels: squashed, in tiles without and with matching.
+
+    Args:
+        samples: Images of a set: they are each other's references.
+        side: Of the tiles of an image.
+        seams: See :class:`Ways`.
+    """
+    tiles = {"tiles": side(samples[0]), "overlap": 0.0 if seams else 0.25}
+    ways = {"squashed": {}, "tiles, text alone": {**tiles, "matching": False}, "tiles": tiles}
+    found: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = [{} for _ in samples]
+    with TemporaryDirectory() as folder:
+        for number, sample in enumerate(samples):
+            pixels = (sample.image * 255).round().byte().permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(Path(folder, f"{number:03d}.png"))
+        for way, settings in ways.items():
+            model = FiSeCLIP(backbone="tiny", image_size=112, threshold=0.5, visualizer=False, **settings)
+            engine = Engine(default_root_dir=Path(folder, "results"), accelerator="cpu", devices=1, logger=False)
+            for own, batch in zip(found, engine.predict(model, data_path=folder), strict=True):
+                own[way] = (batch.pred_score[0], batch.anomaly_map[0])
+    yield from found
+
+
 def measure_memory(side: int, stub: bool) -> None:
     """Print how much memory the prediction of an image of 8000 x 6000 pixels takes beside the model.
 
@@ -243,6 +273,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=36, help="bad images of a set (default: %(default)s)")
     parser.add_argument("--sets", nargs="*", help="some of the sets (default: all)")
     parser.add_argument("--rules", action="store_true", help="also join by other rules")
+    parser.add_argument("--fiseclip", action="store_true", help="FiSeCLIP in tiles instead of FB-CLIP")
     parser.add_argument("--memory", type=int, metavar="SIDE", help="measure memory with tiles of this side instead")
     parser.add_argument("--stub", action="store_true", help="with --memory: without the model itself")
     arguments = parser.parse_args()
@@ -256,8 +287,10 @@ def main() -> None:
             continue
         flags = (name in {"strips", "mosaics"}, name == "cells", arguments.rules)
         meters: dict[str, tuple[ImageScores, ScoreHistogram]] = {}
-        for sample in samples:
-            for way, (score, anomaly_map) in ways(sample, side(sample), *flags).items():
+        own = fiseclip_ways(samples, side, flags[0])
+        every = (ways(sample, side(sample), *flags) for sample in samples)
+        for sample, found in zip(samples, own if arguments.fiseclip else every, strict=True):
+            for way, (score, anomaly_map) in found.items():
                 image, pixel = meters.setdefault(way, (ImageScores(), ScoreHistogram(regions=True)))
                 anomaly_map = anomaly_map.reshape(1, 1, *anomaly_map.shape[-2:])  # noqa: PLW2901
                 sized = F.interpolate(anomaly_map, size=sample.mask.shape, mode="bilinear", antialias=True)

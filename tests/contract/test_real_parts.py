@@ -22,6 +22,7 @@ from anomalib_fbclip.commands.predict import _with_maps
 from anomalib_fbclip.host.components import find_components
 from anomalib_fbclip.host.parts import PATTERNS, RULES, Parts, View
 from anomalib_fbclip.host.prediction_index import read_table
+from anomalib_fbclip.host.regions import FILLS
 
 
 class Pixels(Callback):
@@ -65,7 +66,7 @@ def test_metrics_and_thresholds_count_what_is_inside(metrics, model, engine, sur
 
 def test_a_checkpoint_carries_the_region(model, engine, surfaces, tmp_path) -> None:
     path = region(tmp_path / "region.png", slice(10, 46))
-    made = model(region=path, crop_to_region=True, visualizer=False)
+    made = model(region=path, crop_to_region=True, region_fill="mean", visualizer=False)
     engine().test(made, datamodule=surfaces())
     made.trainer.save_checkpoint(tmp_path / "model.ckpt")
     path.unlink()
@@ -73,6 +74,10 @@ def test_a_checkpoint_carries_the_region(model, engine, surfaces, tmp_path) -> N
     images = torch.rand(1, 3, 56, 56)
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(images).anomaly_map, made.eval()(images).anomaly_map)
+        path = region(path, slice(10, 46))
+        nearest = model(region=path, crop_to_region=True).eval()(images)
+        assert not torch.allclose(nearest.anomaly_map, made(images).anomaly_map, atol=1e-3)
+        assert not torch.allclose(nearest.pred_score, made(images).pred_score, atol=1e-3)
 
 
 def test_a_folder_of_regions_is_refused_by_exports_and_holes_by_runs(model, engine, surfaces, tmp_path) -> None:
@@ -84,8 +89,9 @@ def test_a_folder_of_regions_is_refused_by_exports_and_holes_by_runs(model, engi
             engine().export(made, kind, export_root=tmp_path)
     with pytest.raises(FileNotFoundError, match="has no mask for"):
         engine().test(made, datamodule=surfaces())
-    with pytest.raises(ValueError, match="crop_to_region=True without"):
-        model(crop_to_region=True)
+    for arguments in ({"crop_to_region": True}, {"region_fill": "mean"}):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))}=.* without a region"):
+            model(**arguments)
 
 
 def test_a_line_file_carries_the_region(adapter, surfaces, tmp_path) -> None:
@@ -103,7 +109,10 @@ def test_a_line_file_carries_the_region(adapter, surfaces, tmp_path) -> None:
     images = torch.rand(1, 3, 56, 56)
     with torch.no_grad():
         torch.testing.assert_close(loaded(images).anomaly_map, made(images).anomaly_map)
-    # Thresholds of a region are not those of whole images.
+    # Thresholds of a region are not those of another one, nor of one that is filled otherwise.
+    path = region(path, slice(10, 46))
+    filled = [FBCLIP(weights=file, region=path, crop_to_region=True, region_fill=fill) for fill in FILLS]
+    assert [each.thresholds["origin"] for each in filled] == ["normal pictures", "fixed"]
     path = region(tmp_path / "other.png", slice(5, 46))
     assert FBCLIP(weights=file, region=path).thresholds["origin"] == "fixed"
 

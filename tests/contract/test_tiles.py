@@ -3,18 +3,26 @@
 
 """Large images scored in tiles."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from anomalib.data import InferenceBatch
+from anomalib.data import InferenceBatch, PredictDataset
+from anomalib.data.utils import read_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniatures import good_and_bad, good_and_bad_folder
 from models import ADAPTED, CLASSES
+from PIL import Image
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
-from anomalib_fbclip import FBCLIP
+from anomalib_fbclip import FBCLIP, FiSeCLIP
 from anomalib_fbclip.adapted import adapter_file
+from anomalib_fbclip.fiseclip.torch_model import MEMORY_TILES
+from anomalib_fbclip.host.prediction_index import read_table
 from anomalib_fbclip.host.tiling import Tiling, blend_weights
 
 HEIGHT, WIDTH = 90, 150
@@ -100,7 +108,7 @@ def test_each_argument_changes_something():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_model_tests_predicts_and_resumes_in_tiles(name, images, engine, tmp_path):
-    model = CLASSES[name](metrics="full", **TILES, **({} if name in ADAPTED else {"matching": False}))
+    model = CLASSES[name](metrics="full", **TILES)
     runner = engine()
     results = runner.test(model, datamodule=good_and_bad_folder(images))[0]
     assert all(np.isfinite(value) for value in results.values())
@@ -109,6 +117,131 @@ def test_a_model_tests_predicts_and_resumes_in_tiles(name, images, engine, tmp_p
     runner.trainer.save_checkpoint(tmp_path / "a.ckpt")
     loaded = CLASSES[name].load_from_checkpoint(tmp_path / "a.ckpt")
     assert engine().test(loaded, datamodule=good_and_bad_folder(images))[0] == pytest.approx(results, abs=1e-5)
+
+
+def test_tiles_without_the_region_are_left_out():
+    tiling = Tiling(40, 0.25, 40, 8)
+    images = torch.rand(2, 3, HEIGHT, WIDTH)
+    region = torch.zeros(2, HEIGHT, WIDTH, dtype=torch.bool)
+    region[0, 70:, 125:] = True
+    region[1, 70:, :20] = True
+    scored = []
+
+    def model(tiles):
+        scored.append(len(tiles))
+        return InferenceBatch(pred_score=tiles[:, 0, 0, 0], anomaly_map=tiles.mean(dim=1))
+
+    every = tiling(model, images).anomaly_map
+    assert sum(scored) == 2 + 2 * 3 * 5
+    scored.clear()
+    found = tiling(model, images, region=region)
+    side, rows, columns = tiling.places(HEIGHT, WIDTH)
+    touched = [(rows[-1], column) for column in columns if column < 20 or column + side > 125]
+    assert sum(scored) == 2 + 2 * len(touched) < 2 + 2 * 5
+    assert_close(found.anomaly_map[region], every[region])
+    # The corner pixel is the score, and each image has one tile at least that shows the region of the other alone.
+    for number, keep in enumerate((lambda column: column + side > 125, lambda column: column < 20)):
+        own = [images[number, 0, row, column] for row, column in touched if keep(column)]
+        whole = tiling.whole(images)[number, 0, 0, 0]
+        assert found.pred_score[number] == torch.stack([whole, *own]).max()
+    one = tiling.pieces(images[:1], 64, region=region[:1])
+    assert len(one) == 1 + sum(column + side > 125 for column in columns)
+
+
+@pytest.mark.parametrize(("name", "crop"), [("FBCLIP", False), ("FiSeCLIP", True)])
+def test_a_region_holds_in_tiles(name, crop, images, engine, tmp_path):
+    inside = np.zeros((HEIGHT, WIDTH), bool)
+    inside[25:85, 30:110] = True
+    Image.fromarray(inside).save(tmp_path / "region.png")
+    found, thresholds = [], []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        for kind in ("good", "bad"):
+            (folder / kind).mkdir(parents=True)
+            for file in sorted((images / kind).iterdir()):
+                values = np.asarray(Image.open(file))
+                changed = np.where(inside[..., None], values, values // 2 + 90 * number)
+                Image.fromarray(changed).save(folder / kind / file.name)
+        model = CLASSES[name](
+            **TILES,
+            region=tmp_path / "region.png",
+            crop_to_region=crop,
+            normal_source=folder / "good",
+            **({"k_shot": 2, "few_shot_source": folder / "good"} if name in ADAPTED else {}),
+        )
+        runner = engine(default_root_dir=folder / "results")
+        found.append(runner.predict(model, data_path=folder / "bad"))
+        thresholds.append(model.thresholds)
+    assert_close(*(torch.cat([batch.anomaly_map for batch in batches]) for batches in found), atol=1e-4, rtol=0)
+    assert_close(*(torch.cat([batch.pred_score for batch in batches]) for batches in found), atol=1e-4, rtol=0)
+    assert thresholds[0] == pytest.approx(thresholds[1], abs=1e-4)
+    maps = torch.cat([batch.anomaly_map for batch in found[0]])
+    shown = model.regions.inside((60, 100), [None])[0]
+    assert maps.shape[1:] == (60, 100)
+    assert not maps[:, ~shown].any()
+    assert maps[:, shown].amin() >= 0
+    # What is marked lies inside, in pixels of the image; a least area takes it away.
+    loose = {**TILES, "region": tmp_path / "region.png", "crop_to_region": crop, "threshold": 0.5}
+    plain = torch.cat([
+        batch.anomaly_map for batch in engine().predict(CLASSES[name](**loose), data_path=images / "bad")
+    ])
+    loose["threshold"] = float(plain[:, shown].quantile(0.9))
+    runner = engine()
+    runner.predict(CLASSES[name](**loose), data_path=images / "bad")
+    rows = read_table(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv")
+    components = [one for row in rows for one in json.loads(row["components"])]
+    assert components
+    for left, top, right, bottom in (one["box"] for one in components):
+        assert (left >= 28, top >= 23, right <= 112, bottom <= 87) == (True,) * 4
+    least = max(one["area"] for one in components) + 1
+    batches = engine().predict(CLASSES[name](**loose, min_area=least), data_path=images / "bad")
+    assert not any(batch.pred_mask.any() for batch in batches)
+    # Masks of a test have the size of its maps.
+    results = engine().test(CLASSES[name](**loose, metrics="full"), datamodule=good_and_bad_folder(images))[0]
+    assert all(np.isfinite(value) for value in results.values())
+
+
+def maps_of(model, images, run, size=1):
+    return torch.cat([batch.anomaly_map for batch in run().predict(model, dataloaders=loader(images, size))])
+
+
+def loader(folder, size):
+    data = PredictDataset(folder)
+    return DataLoader(data, batch_size=size, collate_fn=data.collate_fn)
+
+
+def test_fiseclip_matches_tiles_with_tiles_of_other_images(images, engine, tmp_path):
+    text, alone = (FiSeCLIP(**TILES, threshold=0.5, matching=matching) for matching in (False, True))
+    first = next((images / "bad").iterdir())
+    # Nothing else to match with: neither the other tiles nor the whole are references.
+    assert_close(maps_of(alone, first, engine), maps_of(text, first, engine))
+    shuffled = FiSeCLIP(**TILES, threshold=0.5)
+    expected = maps_of(shuffled, images / "bad", engine)
+    assert_close(maps_of(shuffled, images / "bad", engine, size=2), expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(expected, maps_of(text, images / "bad", engine), atol=1e-2)
+    for change in ({"bank_size": 1}, {"shuffle": False}):
+        other = FiSeCLIP(**TILES, threshold=0.5, **change)
+        assert not torch.allclose(maps_of(other, images / "bad", engine), expected, atol=1e-3)
+    good = FiSeCLIP(**TILES, reference_source=images / "good", normal_source=images / "good")
+    exported = torch.load(engine().export(good, "torch", export_root=tmp_path), weights_only=False)["model"]
+    assert good.thresholds["origin"] == "normal pictures"
+    assert (len(good.model.trusted), len(good.model.tiles.trusted)) == (4, 24)
+    raw = torch.as_tensor(read_image(first, as_tensor=True))[None]
+    with torch.no_grad():
+        found = good.eval()(raw).anomaly_map
+        assert_close(exported(raw).anomaly_map, found)
+        assert not torch.allclose(alone.eval()(raw).anomaly_map, found, atol=1e-2)
+
+
+def test_fiseclip_keeps_no_more_tiles_of_larger_images():
+    model = FiSeCLIP(**{**TILES, "image_size": 16, "tiles": 8, "overlap": 0.0}).eval()
+    with torch.no_grad():
+        for _ in range(20):
+            model(torch.rand(1, 3, 24, 32))
+    assert len(model.model.tiles.bank) == MEMORY_TILES
+    assert len(model.model.bank) == 16
+    # Four of the twelve tiles of each image, of other images others.
+    assert len(model.model.tiles.bank.get("object").owners.unique()) == 16
 
 
 @pytest.mark.parametrize("name", ADAPTED)
@@ -171,7 +304,11 @@ def test_exports_of_tiles(name, engine, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     openvino = pytest.importorskip("openvino")
     light = {"weights": None, "feature_layers": [1]} if name in ADAPTED else {"matching": False}
-    light |= {"views": ["spa"]} if name == "FBCLIP" else {}
+    if name == "FBCLIP":
+        inside = np.zeros((HEIGHT, WIDTH), bool)
+        inside[10:80, 40:145] = True
+        Image.fromarray(inside).save(tmp_path / "region.png")
+        light |= {"views": ["spa"], "region": tmp_path / "region.png", "crop_to_region": True}
     model = CLASSES[name](**TILES, **light).eval()
     raw = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from anomalib_fbclip.host.regions import Regions, crop_to, make_view, read_region
+from anomalib_fbclip.host.regions import FILLS, Regions, crop_to, make_view, read_region
 
 BICUBIC = {"interpolation": InterpolationMode.BICUBIC, "antialias": True}
 
@@ -30,15 +30,16 @@ def save(path, mask):
     st.integers(24, 90),
     st.sampled_from([(16, 16), (40, 40), (24, 48)]),
     st.booleans(),
+    st.sampled_from(FILLS),
     st.integers(0, 2**31),
 )
-def test_what_is_outside_reaches_neither_input_nor_map(height, width, size, crop, seed) -> None:
+def test_what_is_outside_reaches_neither_input_nor_map(height, width, size, crop, fill, seed) -> None:
     generator = np.random.default_rng(seed)
     mask = np.zeros((height, width), bool)
     top, left = generator.integers(0, height // 5), generator.integers(0, width // 5)
     mask[top : height - height // 6, left : width - width // 7] = True
     mask[top : top + 2, left : left + 3] = False  # no rectangle
-    regions = Regions(mask, crop)
+    regions = Regions(mask, crop, fill)
     image = torch.from_numpy(generator.random((1, 3, height, width), dtype=np.float32))
     other = torch.where(torch.from_numpy(mask), image, 1 - image)
     try:
@@ -47,14 +48,29 @@ def test_what_is_outside_reaches_neither_input_nor_map(height, width, size, crop
         assert "nothing is left of it" in str(error)  # noqa: PT017  # for some sizes alone
         return
     torch.testing.assert_close(seen[0], seen[1])
-    maps = torch.ones(1, *size)
-    found = regions.cut(InferenceBatch(pred_score=torch.zeros(1), anomaly_map=maps), [None]).anomaly_map[0]
-    shown = regions.view(size).shown
+    # Cropped images may have other proportions than whole ones; maps have those of whole ones.
+    maps, whole = torch.ones(1, *size), (size[0] + 8, size[1]) if crop else size
+    found = regions.cut(InferenceBatch(pred_score=torch.zeros(1), anomaly_map=maps), [None], whole).anomaly_map[0]
+    shown = regions.inside(whole, [None])[0]
+    assert found.shape == shown.shape == whole
     assert not found[~shown].any()
     # A constant map stays constant, also where it is put back.
     inside = found[shown]
     assert inside.max() == pytest.approx(1, abs=1e-6)
     assert inside[inside > 0].min() == pytest.approx(1, abs=1e-6)
+
+
+def test_what_is_outside_is_the_nearest_pixel_or_the_mean() -> None:
+    mask = np.zeros((40, 40), bool)
+    mask[:, :20] = True
+    images = torch.rand(1, 3, 40, 40)
+    near, flat = (Regions(mask, fill=fill).fill(images, [None]) for fill in FILLS)
+    inside = Regions(mask).view((40, 40)).source.reshape(40, 40)[0].unique()  # columns that the resize does not mix
+    assert torch.equal(near[..., 20:], near[..., int(inside.max()), None].expand(-1, -1, -1, 20))
+    assert torch.equal(flat[..., : int(inside.max())], images[..., : int(inside.max())])
+    assert not flat[..., 20:].any()
+    with pytest.raises(ValueError, match="region_fill='black'"):
+        Regions(mask, fill="black")
 
 
 def test_a_map_is_put_back_to_where_the_crop_was() -> None:

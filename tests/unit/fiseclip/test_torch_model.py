@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from anomalib_fbclip import FiSeCLIPModel
 from anomalib_fbclip.clip import load_clip
 from anomalib_fbclip.fiseclip.bank import Reference, ReferenceBank, content_keys
+from anomalib_fbclip.fiseclip.matching import nearest_distance, neighbourhood_average
 
 ABLATIONS = [
     {"feature_layers": (2,)},
@@ -191,6 +192,32 @@ def test_an_image_is_no_reference_of_its_double(clip, images):
     nudged = images.clone()
     nudged[0, 0, 0, 0] += 1e-6
     assert content_keys(nudged)[0] != content_keys(images)[0]
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_the_tiles_of_an_image_are_one_reference_and_none_of_their_own(clip, images, literal):
+    model = FiSeCLIPModel(clip, bank_size=4, reference_share=1.0, literal=literal)
+    owners = torch.tensor([7, 7, 7, 8, 8, 9])
+    for owner in (7, 8, 9):
+        model.add_tiles(images[owners == owner], owners[owners == owner])
+    stages = model.analyse(images, owners=owners, tiles=True)
+    assert stages.num_references.tolist() == [3, 3, 3, 4, 4, 5]
+    # Of the last: the mean over two images of the distance to the nearest of their tiles.
+    patches, total = model.encode(images)[0], 0
+    for layer in patches.unbind(dim=1):
+        for size in model.neighbourhoods:
+            tokens = neighbourhood_average(layer, size)
+            each = [nearest_distance(tokens[5], tokens[other], stages.kept[other]) for other in range(5)]
+            total += (torch.stack(each[:3]).amin(dim=0) + torch.stack(each[3:]).amin(dim=0)) / 2
+    expected = total / (patches.shape[1] * len(model.neighbourhoods))
+    assert_close(stages.distances[5], expected, atol=1e-3, rtol=0)  # tiles are kept in half precision
+    # Whole images are matched with whole images.
+    assert model.analyse(images[:1]).num_references.tolist() == [0]
+    # Without a bank, the tiles of one batch count.
+    alone = FiSeCLIPModel(clip, bank_size=0, literal=literal)
+    for name, batch, number in (("nut", slice(None), 6), ("wood", slice(None), 12), ("wood", slice(3, None), 9)):
+        alone.add_tiles(images[batch], owners[batch], name)
+        assert len(alone.tiles.bank) == number
 
 
 def test_alone_it_is_the_text_map_and_one_warning(clip, images, caplog):
