@@ -265,7 +265,11 @@ def test_drawn_defects_lie_inside_of_the_region(crop, large, adapters, tmp_path)
 
 
 def test_every_way_to_use_a_line_file_gives_the_verdicts_of_the_setup(
-    large, adapters, engine, tmp_path, capsys,
+    large,
+    adapters,
+    engine,
+    tmp_path,
+    capsys,
 ) -> None:
     settings = {"image_size": 40, "k_shot": 2, "tiles": 60, "rate": 0.3, "seconds_per_image": 60, "min_area": 40}
     line = set_up(large / "good", large / "bad", weights=str(adapters["FBCLIP"]), **settings)

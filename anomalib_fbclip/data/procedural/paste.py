@@ -55,7 +55,8 @@ def draw_patch(image: np.ndarray, part: np.ndarray, seed: int, least_side: int, 
     side = round(low * (shorter / low) ** rng.random())
     rows, columns = np.nonzero(part)
     pick = rng.integers(len(rows))
-    place, wanted, shape_seed = (rows[pick], columns[pick]), min_area * _MOST_AREAS ** rng.random(), rng.integers(2**31)
+    place, wanted = (int(rows[pick]), int(columns[pick])), min_area * _MOST_AREAS ** rng.random()
+    shape_seed = int(rng.integers(2**31))
     patch = _draw(image, part, side, place, seed, shape_seed)
     for _ in range(3 if min_area else 0):  # what is drawn grows about with the square, but not exactly
         side = round(float(np.clip(side * (wanted / max(1, patch.mask.sum())) ** 0.5, min(8, shorter), shorter)))
