@@ -59,6 +59,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "tiles": (int, type(None)),
     "overlap": (float, int),
     "tile_batch_size": (int,),
+    "min_area": (int,),
     "thresholds": (dict, type(None)),
     "private": (bool,),
     "k_shot": (int,),

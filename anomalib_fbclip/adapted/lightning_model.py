@@ -208,7 +208,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         stored = {**metadata, "backbone": adapter_file.backbone_name(metadata)}
         defaults = default_values(type(self))
         used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot, "resize": self._resize}
-        used |= self._tiles
+        used |= {**self._tiles, "min_area": self.hparams["min_area"]}
         settled = {
             name: plain(stored[name]) if name in stored and value == plain(defaults.get(name)) else value
             for name, value in used.items()
@@ -220,6 +220,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self._backbone = {name: settled[name] for name in self._backbone}
         self.k_shot, self._resize = settled["k_shot"], settled["resize"]
         self._tiles = {name: settled[name] for name in self._tiles}
+        self.set_min_area(settled["min_area"])
         self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
         kept = {"resize": "squash", "tiles": None, **stored}  # files from before it was stored
         now = {**settled, "resize": self.resize}
@@ -533,6 +534,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             "thresholds": thresholds,
             "resize": self.resize,
             **self._tiles,
+            "min_area": self.hparams["min_area"],
         }
         return known if self.regions is None else {**known, "region": self.regions.digest()}
 

@@ -18,10 +18,11 @@ COMMANDS = {
     "calibrate": "anomalib_fbclip.commands.calibrate:main",
     "convert": "anomalib_fbclip.commands.convert:main",
     "doctor": "anomalib_fbclip.commands.doctor:main",
-    "predict": "anomalib_fbclip.commands.predict:main",
+    "predict": "anomalib_fbclip.commands.front:predict",
     "report": "anomalib_fbclip.commands.report:main",
     "setup": "anomalib_fbclip.commands.setup:main",
     "share": "anomalib_fbclip.commands.share:main",
+    "test": "anomalib_fbclip.commands.front:test",
     "watch": "anomalib_fbclip.commands.watch:main",
 }
 """Name of a command -> ``module:function``. The function takes the remaining words and returns the exit code."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from anomalib.data import InferenceBatch, PredictDataset
 
+from .components import peak_of_area
 from .post_processing import NORMAL_PICTURES, ProbabilityPostProcessor
 from .thresholds import check_rate, normal_quantile, pictures_needed
 from .unreadable import UNREADABLE, read_item
@@ -38,17 +39,30 @@ class NormalScores:
         peaks: Largest value of each map.
         unreadable: Files that cannot be read, each with the reason.
         files: File of each score.
+        marks: Value of each map below which a threshold marks something: where there is a least area, a component of
+            it; else that of ``peaks``.
     """
 
     scores: list[torch.Tensor] = field(default_factory=list)
     peaks: list[torch.Tensor] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    marks: list[torch.Tensor] = field(default_factory=list)
+
+    def marked(self, pixel: float) -> torch.Tensor:
+        """Whether the map of each image is marked at a threshold: ``[n]``."""
+        return torch.stack(self.marks) > pixel
+
+    def counted_scores(self, pixel: float) -> torch.Tensor:
+        """Scores ``[n]``, 0 where the threshold of the map marks small components alone: such an image is normal."""
+        emptied = (torch.stack(self.peaks) > pixel) & ~self.marked(pixel)
+        return torch.where(emptied, 0.0, torch.stack(self.scores))
 
 
 def score_folder(
     source: str | Path,
     predict: Callable[[torch.Tensor, Path], InferenceBatch | None],
+    min_area: int = 0,
 ) -> NormalScores:
     """Score the images of a folder one by one.
 
@@ -56,6 +70,7 @@ def score_folder(
         source: A normal image or a folder of them.
         predict: Scores and maps of raw images ``[1, 3, H, W]`` in [0, 1] and their file. ``None``: the model cannot be
             asked without what it remembers of this very image, which is left out.
+        min_area: Least area of a component that counts, in pixels of the image.
 
     Raises:
         ValueError: If no image can be read.
@@ -79,6 +94,8 @@ def score_folder(
         found.files.append(str(path))
         found.scores.append(prediction.pred_score[0].float().cpu())
         found.peaks.append(prediction.anomaly_map.amax().float().cpu())
+        size = (image.shape[-2], image.shape[-1])
+        found.marks.append(peak_of_area(prediction.anomaly_map.squeeze(0), min_area, size))
     if left_out:
         logger.warning(
             "%d of the %d images of normal_source are all that the few-shot memory holds and left out of the "
@@ -197,7 +214,8 @@ def set_thresholds(
 
     The image threshold is one for scores. The pixel threshold is one for the *largest* value of a map: the rate is the
     share of normal images on which anything at all is marked, and not a share of pixels, which depend on each other and
-    say nothing about how sure a threshold is.
+    say nothing about how sure a threshold is. With a least area, what counts is the largest value that a component of
+    it reaches, and the score of an image with smaller components alone does not count.
 
     Args:
         post_processor: Where thresholds are set.
@@ -208,8 +226,8 @@ def set_thresholds(
     Returns:
         dict: Thresholds and what is known of them, as :attr:`ProbabilityPostProcessor.thresholds`.
     """
-    image = normal_quantile(torch.stack(normal.scores), false_alarm_rate)
-    pixel = normal_quantile(torch.stack(normal.peaks), false_alarm_rate)
+    pixel = normal_quantile(torch.stack(normal.marks), false_alarm_rate)
+    image = normal_quantile(normal.counted_scores(pixel.threshold), false_alarm_rate)
     post_processor.set_thresholds(
         image.threshold,
         pixel.threshold,

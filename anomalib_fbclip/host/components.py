@@ -80,6 +80,34 @@ def drop_small(mask: torch.Tensor, min_area: float, size: tuple[int, int]) -> to
     return torch.from_numpy(kept[labels]).to(mask.device)
 
 
+def peak_of_area(anomaly_map: torch.Tensor, min_area: float, size: tuple[int, int]) -> torch.Tensor:
+    """The value below which a threshold marks a component of a least area.
+
+    Without a least area this is the largest value of the map.
+
+    Args:
+        anomaly_map: ``[h, w]``.
+        min_area: Least area in pixels of the original image; 0 or 1: any pixel.
+        size: Height and width of the original image in pixels.
+
+    Returns:
+        torch.Tensor: A scalar; 0 where the whole map is smaller.
+    """
+    anomaly_map = anomaly_map.detach().float().cpu()
+    values = anomaly_map.flatten().sort().values
+    # What is marked only grows as the threshold falls.
+    low, high = -1, len(values) - 1
+    if min_area <= 1 or drop_small(anomaly_map >= values[high], min_area, size).any():
+        return values[high]
+    while high - low > 1:
+        middle = (low + high) // 2
+        if drop_small(anomaly_map >= values[middle], min_area, size).any():
+            low = middle
+        else:
+            high = middle
+    return values[low] if low >= 0 else values.new_zeros(())
+
+
 def drop_small_in_graph(masks: torch.Tensor, min_area: int, size: tuple[int, int]) -> torch.Tensor:
     """What :func:`drop_small` does, of a batch ``[B, h, w]``, in operations that an exported graph can hold.
 

@@ -160,6 +160,21 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             false_alarm_rate,
             threshold,
         )
+        self.set_min_area(min_area)
+        if part_score != "log_odds" and group_by is None:
+            msg = f"part_score={part_score!r} without group_by: give the pattern of a part in the paths."
+            raise ValueError(msg)
+        self.parts = None if group_by is None else Parts(group_by, part_score)
+        self._map_files = None if save_maps is None else MapFiles(save_maps)
+        self._own_pre_processor = pre_processor is True
+        self._report = report
+
+    def set_min_area(self, min_area: int) -> None:
+        """Set the least area of a defect, see the class.
+
+        Raises:
+            ValueError: If it is negative, or the post-processor is not this model's own.
+        """
         if min_area < 0:
             msg = f"min_area={min_area}: give pixels of the original image, 1 or more, or 0 for no least area."
             raise ValueError(msg)
@@ -168,13 +183,6 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
                 msg = f"min_area={min_area} needs this model's own post-processor: leave post_processor at True."
                 raise ValueError(msg)
             self.post_processor.min_area = min_area
-        if part_score != "log_odds" and group_by is None:
-            msg = f"part_score={part_score!r} without group_by: give the pattern of a part in the paths."
-            raise ValueError(msg)
-        self.parts = None if group_by is None else Parts(group_by, part_score)
-        self._map_files = None if save_maps is None else MapFiles(save_maps)
-        self._own_pre_processor = pre_processor is True
-        self._report = report
 
     @property
     def trainer_arguments(self) -> dict[str, Any]:
@@ -416,7 +424,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             return None if prediction is None else self.cut(prediction, [path], image.shape[-2:])
 
         try:
-            return score_folder(source, predict)
+            return score_folder(source, predict, getattr(self.post_processor, "min_area", 0))
         finally:
             self.model.train(training)
 
@@ -471,6 +479,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         return {
             "image_size": as_json(self.image_size),
             "region": None if self.regions is None else self.regions.digest(),
+            "min_area": getattr(self.post_processor, "min_area", 0),
         }
 
     def identity(self) -> dict[str, str]:
@@ -489,9 +498,11 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
         before = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", "tiles": None, "overlap": None}
-        before["region"] = None
+        before |= {"region": None, "min_area": 0}
         theirs = {**before, **metadata}
         ours = self.calibration_settings()
+        # A larger least area only removes false alarms.
+        theirs["min_area"] = max(theirs["min_area"], ours["min_area"])
         different = [name for name, value in ours.items() if theirs[name] != value]
         if not different:
             self.post_processor.set_thresholds(**stored)

@@ -4,6 +4,7 @@
 """Stages of FB-CLIP, switched at inference, on drawn families and on real images. Run as ``python -m``, or call.
 
     python -m recipes.tiny_clip.evaluate
+    python -m recipes.tiny_clip.evaluate --seconds --sizes 112 144 176 224 288
     python -m recipes.tiny_clip.evaluate --magnetic-tile <folder> --steel-strips <folder> --sizes 112 144 224 --stages
 
 The visual tower runs once for each image and size; what follows is run for each row on the same tokens.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -174,6 +176,18 @@ def evaluate(model: FBCLIPModel, one: Set, size: int, rows: Sequence[str]) -> di
     return out
 
 
+@torch.no_grad()
+def seconds(model: FBCLIPModel, size: int, tries: int = 5) -> float:
+    """Processor time of one image on one thread, least of a few: other work on the machine hardly changes it."""
+    times = []
+    for _ in range(tries + 1):
+        images = torch.zeros(1, 3, size, size).uniform_(-1, 1)
+        start = time.process_time()
+        model(images)
+        times.append(time.process_time() - start)
+    return min(times[1:])
+
+
 def contrast(one: Set) -> dict[str, float]:
     """Numbers of the local contrast."""
     maps = local_contrast(one.images)
@@ -192,7 +206,9 @@ def build(weights: Path | None = None, adapter: Path | None = None) -> FBCLIPMod
 
 def sets(options: argparse.Namespace) -> dict[str, list[Set]]:
     """The sets to measure, by name; a drawn one several times."""
-    found = {"unseen": [drawn(TEST_ONLY_FAMILIES, options.each, seed) for seed in range(options.draws)]}
+    found: dict[str, list[Set]] = {}
+    if options.each:
+        found["unseen"] = [drawn(TEST_ONLY_FAMILIES, options.each, seed) for seed in range(options.draws)]
     if options.held_out:
         found |= {"held out": [drawn(TRAIN_FAMILIES, 8, 77)], "varied": [varied()]}
     if options.magnetic_tile:
@@ -204,7 +220,7 @@ def sets(options: argparse.Namespace) -> dict[str, list[Set]]:
 
 def add_sets(parser: argparse.ArgumentParser) -> None:
     """The arguments that choose the sets."""
-    parser.add_argument("--each", type=int, default=24, help="images of each unseen family and draw")
+    parser.add_argument("--each", type=int, default=24, help="images of each unseen family and draw; 0: none")
     parser.add_argument("--draws", type=int, default=2, help="draws of them")
     parser.add_argument("--held-out", action="store_true", help="also the images that settings are chosen by")
     parser.add_argument("--magnetic-tile", help="folder of MT_Blowhole, ..., MT_Free: 60 defective and 60 good crops")
@@ -225,6 +241,7 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, help="its FB-CLIP adapter; default: the package's, without --weights")
     parser.add_argument("--sizes", type=int, nargs="*", default=[SIDE])
     parser.add_argument("--stages", action="store_true", help="also FB-CLIP with its parts switched off at inference")
+    parser.add_argument("--seconds", action="store_true", help="only the processor time of an image, by size")
     add_sets(parser)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -232,6 +249,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     adapter = options.adapter or (None if options.weights else EMBEDDED["tiny"] / "fbclip.safetensors")
     model = build(options.weights, adapter)
+    if options.seconds:
+        for size in options.sizes:
+            logger.info("%d px: %.3f s", size, seconds(model, size))
+        return
     rows = [PLAIN] if adapter is None else [PLAIN, *(STAGES if options.stages else [FULL])]
     chosen = sets(options)
     logger.info("image AUROC / pixel AUROC / AUPRO, percent\n| px | row | %s |", " | ".join(chosen))

@@ -5,11 +5,12 @@
 
     python -m recipes.watch line.safetensors                                 # 3000 images, 10 a second
     python -m recipes.watch line.safetensors --images parts/ --number 100 --rate 1
+    python -m recipes.watch line.safetensors --number 7200 --rate 2 --no-restart   # an hour of one process
     python -m recipes.watch none --number 20000 --rate 100                   # without a model: the watching alone
 
 Latency is the time from closing a file to its row on the disk. Memory is what the process holds (VmRSS), read every
-tenth of the run. Half-way the watch is stopped by SIGTERM and started again on the same table; images that had no row
-by then are counted and not timed.
+tenth of the run. Half-way the watch is stopped by SIGTERM and started again on the same table, unless told otherwise;
+images that had no row by then are counted and not timed.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of images to write again and again (default: noise, 64 px)")
     parser.add_argument("--number", type=int, default=3000, help="images to write")
     parser.add_argument("--rate", type=float, default=10.0, help="images a second")
+    parser.add_argument("--no-restart", dest="restart", action="store_false", help="one process from end to end")
     arguments = parser.parse_args()
     if arguments.images:
         contents = [file.read_bytes() for file in sorted(arguments.images.iterdir())[:50]]
@@ -92,7 +94,7 @@ def main() -> None:
         words = [str(folder), "--output", str(table)]
         process, closed, left, begun = start(words, arguments.weights), {}, set(), time.time()
         for number, content in zip(range(arguments.number), itertools.cycle(contents), strict=False):
-            if number == arguments.number // 2:
+            if arguments.restart and number == arguments.number // 2:
                 stop(process)
                 left = closed.keys() - {row["path"] for row in read(table)}
                 process = start(words, arguments.weights)

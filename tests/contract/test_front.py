@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``anomalib-fbclip predict``: what a user reads on the screen, with right and with wrong settings."""
+"""``anomalib-fbclip predict`` and ``test``: what a user reads on the screen, with right and with wrong settings."""
 
 import io
 import logging
@@ -19,7 +19,7 @@ RUN = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    for name in ("good/0.png", "images/0.png", "images/1.png"):
+    for name in ("good/0.png", "bad/0.png", "images/0.png", "images/1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.effect_noise((40, 30), 50).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -36,6 +36,27 @@ def test_each_line_is_ours_and_comes_once(capsys) -> None:
     assert logging.getLogger().handlers == handlers
     assert main(["predict", *MODEL, *RUN, "--data", "images", "--model.normal_source", "good"]) == 0
     assert "Uncalibrated" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("images")
+def test_a_test_is_as_quiet(capsys) -> None:
+    data = ("--data", "LabelledFolder", "--data.root", ".", "--data.normal_dir", "good", "--data.num_workers", "0")
+    assert main(["test", *MODEL, *RUN, *data, "--data.abnormal_dir", "bad"]) == 0
+    captured = capsys.readouterr()
+    starts = [line.split(":")[0] for line in captured.err.splitlines() if not line.startswith(" ")]
+    assert starts[0] == "The test split has no masks"
+    assert starts[1].startswith("2 images at the threshold")
+    assert starts[2:] == ["False alarms", "Misses", "Strips"]
+    assert "image_AUROC" in captured.out
+    for given, message in (
+        (("--data.abnormal_dir", "no"), "no"),
+        (("--data.abnormal", "bad"), "'abnormal' is not accepted"),
+        (("--data", "LabeledFolder"), "did you mean 'LabelledFolder'?"),
+    ):
+        assert main(["test", *MODEL, *RUN, *data, *given]) == 1
+        (*_, last) = capsys.readouterr().err.strip().splitlines()
+        assert last.startswith("error: ")
+        assert message in last
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,26 @@
 
 import csv
 import shutil
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
 from anomalib.cli import AnomalibCLI
+from miniatures import good_and_bad, good_and_bad_folder
 from models import ADAPTED, CLASSES, every_adapted_model
 from torch.testing import assert_close
 
 from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.adapted import adapter_file, sharing
-from anomalib_fbclip.adapted.line import set_up
+from anomalib_fbclip.adapted.line import Choice, _Survey, set_up
 from anomalib_fbclip.adapted.load import load_module
 from anomalib_fbclip.commands.cli import main
 from anomalib_fbclip.common.files import file_digest
 from anomalib_fbclip.host.unreadable import read_picture
+from anomalib_fbclip.host.verdicts import Confusion
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +52,9 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lines(adapters, folders, tmp_path_factory):
-    """A line file of each model with three good images at 56 pixels; what the adapter learned does not matter here."""
+    """A line file of each model: three good images, 56 pixels, a least area; what was learned does not matter here."""
     root = tmp_path_factory.mktemp("lines")
-    settings = {"image_size": 56, "k_shot": 3, "rate": 0.3, "seconds_per_image": 60}
+    settings = {"image_size": 56, "k_shot": 3, "rate": 0.3, "seconds_per_image": 60, "min_area": 12}
     made = {name: set_up(folders / "good", weights=str(adapters[name]), **settings) for name in ADAPTED}
     return {name: (line, line.module.save_line(root / f"{name}.safetensors")) for name, line in made.items()}
 
@@ -61,6 +66,7 @@ def test_the_file_alone_gives_the_model_that_was_set_up(name, lines, folders, en
     assert model.learning_type is LearningType.FEW_SHOT
     assert (model.hparams["backbone"], model.image_size, model.k_shot) == ("tiny", 56, 3)
     assert model.model.memory.num_images == 3
+    assert model.post_processor.min_area == 12
     assert model.thresholds == line.thresholds
     assert model.thresholds["pictures"] == 8
     images = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
@@ -156,11 +162,15 @@ def test_the_setup_command_and_what_it_prints(folders, tmp_path, capsys) -> None
 
 
 def test_size_and_memory_follow_the_time_that_is_allowed(folders, adapters, monkeypatch) -> None:
-    def times(_, model, transform):
-        return [(transform.transforms[0].size[0] / 224) ** 2 * (1 + 0.1 * model.memory.num_images)]
+    def times(_, module, transform):
+        return [(transform.transforms[0].size[0] / 224) ** 2 * (1 + 0.1 * module.model.memory.num_images)]
+
+    def score(_, choices):
+        for choice in choices:
+            choice.auroc = choice.k_shot / 100
 
     monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey.times", times)
-    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey._by_good_images", lambda _, choices: choices[-1])
+    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey._score", score)
     monkeypatch.setattr("anomalib_fbclip.adapted.line.SIZES", (1 / 3, 2 / 3))
     weights = str(adapters["FBCLIP"])
     found = {}
@@ -170,6 +180,139 @@ def test_size_and_memory_follow_the_time_that_is_allowed(folders, adapters, monk
     assert found == {0.15: (72, 4), 0.3: (72, 8), 0.6: (152, 2)}
     with pytest.raises(ValueError, match=r"takes 0\.124 s here, more than seconds_per_image=0\.1"):
         set_up(folders / "good", weights=weights, seconds_per_image=0.1)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Four good and four bad images of 90 x 150 pixels."""
+    return good_and_bad(tmp_path_factory.mktemp("large"), 90, 150, slice(40, 48), across=8, step=15)
+
+
+def test_tiles_are_tried_where_images_are_large_and_time_allows(large, adapters, monkeypatch) -> None:
+    def times(_, module, __):
+        return [0.1 if module.tiling is None else 0.9]
+
+    def score(_, choices):
+        for choice in choices:
+            choice.auroc = 0.9 if choice.tiles else 0.7
+
+    settings = {"weights": str(adapters["FBCLIP"]), "image_size": 40, "k_shot": 2, "rate": 0.3}
+    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey.times", times)
+    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey._score", score)
+    found = {}
+    for name, given in {
+        "chosen": {},
+        "too slow": {"seconds_per_image": 0.5},
+        "none": {"tiles": 0},
+        "given": {"tiles": 60},
+        "small": {"image_size": 80},
+    }.items():
+        line = set_up(large / "good", **{**settings, "seconds_per_image": 1, **given})
+        found[name] = ([choice.tiles for choice in line.tried], line.module.hparams["tiles"])
+    assert found == {
+        "chosen": ([None, 45], 45),
+        "too slow": ([None, 45], None),
+        "none": ([None], None),
+        "given": ([60], 60),
+        "small": ([None], None),
+    }
+    with pytest.raises(ValueError, match=r"40 pixels in tiles of 60 takes 0\.9 s here"):
+        set_up(large / "good", **settings, seconds_per_image=0.5, tiles=60)
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_a_survey_scores_as_the_model_will(bad, large, adapters, caplog) -> None:
+    settings = {"weights": str(adapters["FBCLIP"]), "image_size": 40, "rate": 0.3, "seconds_per_image": 60}
+    caplog.set_level("INFO")
+    line = set_up(large / "good", large / "bad" if bad else None, **settings)
+    assert {(choice.tiles, choice.k_shot) for choice in line.tried} == {(t, k) for t in (None, 45) for k in (2, 4)}
+    assert ("drawn defects in 4 good ones" in caplog.text) != bad
+    good = [*(large / "good").iterdir()]
+    survey = _Survey(load_module(settings["weights"], image_size=40, k_shot=1).eval(), good, [], 60)
+    for choice in (Choice(40, 2, 0.0), Choice(40, 3, 0.0, tiles=45)):
+        module = load_module(settings["weights"], image_size=40, k_shot=choice.k_shot, tiles=choice.tiles).eval()
+        members, transform = good[: choice.k_shot], module.pre_processor.transform
+        module.remember([survey.read(file, transform) for file in members], members)
+        with torch.no_grad():
+            own = survey._set(40, choice.tiles)
+            memory = survey._memory(choice.k_shot, own)
+            for file in good:
+                image = survey.read(file, transform)
+                assert_close(survey.read(file, own), image)
+                expected = module.score_unseen(image[None], file).pred_score
+                assert_close(survey._scores(image, file, [memory]), expected)
+            # A drawn defect changes the image, the same way each time.
+            drawn = [survey.read(good[0], own, 3) for _ in range(2)]
+            assert torch.equal(*drawn)
+            assert not torch.equal(drawn[0], survey.read(good[0], own))
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_drawn_defects_lie_inside_of_the_region(crop, large, adapters, tmp_path) -> None:
+    mask = np.zeros((90, 150), np.uint8)
+    mask[20:70, 30:110] = 255
+    cv2.imwrite(str(tmp_path / "region.png"), mask)
+    region = {"region": tmp_path / "region.png", "crop_to_region": crop}
+    module = load_module(str(adapters["FBCLIP"]), image_size=40, k_shot=1, **region)
+    good = sorted((large / "good").iterdir())
+    survey = _Survey(module.eval(), good, [], 60)
+    changed = 0
+    for seed, file in enumerate(good):
+        before, after = (survey.read(file, torch.nn.Identity(), each) for each in (None, seed))
+        assert before.shape == ((3, 50, 80) if crop else (3, 90, 150))
+        changed += not torch.equal(before, after)
+    assert changed == len(good)
+
+
+def test_every_way_to_use_a_line_file_gives_the_verdicts_of_the_setup(
+    large,
+    adapters,
+    engine,
+    tmp_path,
+    capsys,
+) -> None:
+    settings = {"image_size": 40, "k_shot": 2, "tiles": 60, "rate": 0.3, "seconds_per_image": 60, "min_area": 40}
+    line = set_up(large / "good", large / "bad", weights=str(adapters["FBCLIP"]), **settings)
+    path, found = line.module.save_line(tmp_path / "line.safetensors"), line.thresholds
+    expected = {
+        Path(file).name: int(label)
+        for file, label in zip(line.bad.files, line.bad.counted_scores(found["pixel"]) > found["image"], strict=True)
+    }
+
+    def rows(table):
+        return {Path(row["path"]).name: int(row["label"]) for row in csv.DictReader(table.open())}
+
+    model = FBCLIP(weights=path)
+    assert (model.post_processor.min_area, model.tiling.side, model.thresholds) == (40, 60, found)
+    assert model.resize == "squash"
+    runner = engine()
+    runner.predict(model, data_path=large / "bad")
+    (table,) = tmp_path.rglob("predictions.csv")
+    assert rows(table) == expected
+    words = [str(large / "bad"), "--weights", str(path), "--output", str(tmp_path / "watched.csv"), "--once"]
+    assert main(["watch", *words]) == 0, capsys.readouterr().err
+    assert rows(tmp_path / "watched.csv") == expected
+    confusion = next(callback for callback in model.configure_callbacks() if isinstance(callback, Confusion))
+    engine(callbacks=[confusion]).test(model, datamodule=good_and_bad_folder(large, batch=1))
+    assert confusion.counts["hits"] == sum(expected.values())
+    exported = torch.load(engine().export(FBCLIP(weights=path), "torch", export_root=tmp_path), weights_only=False)
+    with torch.no_grad():
+        labels = {
+            name: int(exported["model"].eval()(read_picture(large / "bad" / name)[None]).pred_label)
+            for name in expected
+        }
+    assert labels == expected
+
+
+def test_a_least_area_changes_what_setup_promises_and_thresholds_hold_for_larger_ones(lines, folders, caplog) -> None:
+    line, path = lines["FBCLIP"]
+    plain = set_up(folders / "good", weights=line.module.weights, image_size=56, k_shot=3, rate=0.3, min_area=0)
+    assert plain.thresholds["pixel"] > line.thresholds["pixel"]
+    larger = FBCLIP(weights=path, min_area=30)
+    assert (larger.thresholds, larger.post_processor.min_area) == (line.thresholds, 30)
+    smaller = FBCLIP(weights=path, min_area=5)
+    assert smaller.thresholds["origin"] == "fixed"
+    assert "min_area=12 and not used with min_area=5" in caplog.text
 
 
 def test_setup_says_what_is_missing(folders, tmp_path, capsys) -> None:

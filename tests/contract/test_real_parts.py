@@ -18,7 +18,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_fbclip import AFCLIP, FBCLIP
 from anomalib_fbclip.adapted.line import set_up
-from anomalib_fbclip.commands.predict import _with_maps
+from anomalib_fbclip.commands.front import _with_maps
 from anomalib_fbclip.host.components import find_components
 from anomalib_fbclip.host.parts import PATTERNS, RULES, Parts, View
 from anomalib_fbclip.host.prediction_index import read_table

@@ -9,7 +9,7 @@ from anomalib.data import ImageBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.host.components import drop_small, drop_small_in_graph, find_components
+from anomalib_fbclip.host.components import drop_small, drop_small_in_graph, find_components, peak_of_area
 from anomalib_fbclip.host.post_processing import ProbabilityPostProcessor
 from anomalib_fbclip.host.verdicts import ONLY_SCORE, TOO_SMALL, judge
 
@@ -53,6 +53,18 @@ def test_components_are_those_of_a_flood_fill(height, width, seed, least, scale)
             wanted[place] = len(component) * scale**2 >= least
     assert (kept.numpy() == wanted).all()
     assert torch.equal(drop_small_in_graph(torch.stack((mask, ~mask)), least, size)[0], kept)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.integers(0, 12), st.integers(1, 3))
+def test_the_peak_of_an_area_is_the_least_threshold_that_marks_none_of_it(height, width, seed, least, scale) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(1, 20, (height, width), generator=generator) / 20  # with ties
+    size = (height * scale, width * scale)
+    peak = peak_of_area(values, least, size)
+    marking = [each for each in values.flatten() if drop_small(values >= each, least, size).any()]
+    assert peak == max(marking, default=torch.tensor(0.0))
+    assert not drop_small(values > peak, least, size).any()
 
 
 def test_rounds_of_a_graph_suffice_for_the_longest_ways() -> None:

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from anomalib_fbclip.host.calibration import NormalScores, set_thresholds
+from anomalib_fbclip.host.components import drop_small, peak_of_area
 from anomalib_fbclip.host.post_processing import FIXED, LABELS, NORMAL_PICTURES, ProbabilityPostProcessor
 from anomalib_fbclip.host.thresholds import normal_quantile, pictures_needed
 
@@ -86,3 +88,33 @@ def test_normalisation_bends_at_the_threshold_and_keeps_order_labels_and_ends(th
     assert (bent[0], bent[-2], bent[-1]) == (0.0, 0.5, 1.0)
     assert (bent[:-2].diff() >= 0).all()
     assert torch.equal(bent[:-1] > 0.5, scores[:-1] > value)
+
+
+def _specks(number, seed):
+    """Scores and maps that are independent of each other; a speck is higher than a mark of four pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.zeros(number, 12, 12)
+    maps[:, 2:4, 2:4] = 0.5 * torch.rand(number, 1, 1, generator=generator)
+    maps[:, 8, 8] = torch.rand(number, generator=generator)
+    return torch.rand(number, generator=generator), maps
+
+
+def test_a_least_area_lowers_thresholds_and_keeps_the_promised_rate():
+    found, rates = {}, {"image": [], "pixel": []}
+    for seed in range(60):
+        for least in (0, 4):
+            scores, maps = _specks(39, seed)
+            processor = ProbabilityPostProcessor()
+            normal = NormalScores(list(scores), list(maps.amax((1, 2))))
+            normal.marks = [peak_of_area(each, least, (12, 12)) for each in maps]
+            found[least] = set_thresholds(processor, normal, 0.1)
+        assert found[4]["pixel"] < found[0]["pixel"]
+        assert found[4]["image"] <= found[0]["image"]
+        scores, maps = _specks(200, 1000 + seed)
+        marked = maps > found[4]["pixel"]
+        kept = torch.stack([drop_small(each, 4, (12, 12)).any() for each in marked])
+        rates["pixel"].append(float(kept.float().mean()))
+        alarms = (scores > found[4]["image"]) & (kept | ~marked.flatten(1).any(dim=1))
+        rates["image"].append(float(alarms.float().mean()))
+    for name, each in rates.items():
+        assert sum(each) / 60 == pytest.approx(0.1, abs=0.02), name

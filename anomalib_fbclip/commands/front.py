@@ -1,7 +1,7 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""``anomalib-fbclip predict``: anomalib's ``predict`` with a quiet console, and errors of one or two lines."""
+"""``anomalib-fbclip predict`` and ``test``: anomalib's own with a quiet console, and errors of one or two lines."""
 
 import difflib
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from anomalib_fbclip.common.arguments import argument_names
-from anomalib_fbclip.registration import MODELS
+from anomalib_fbclip.registration import DATAMODULES, MODELS
 
 _EXPECTED = (OSError, ValueError, TypeError)
 _QUIET = (
@@ -22,24 +22,32 @@ _QUIET = (
 _UNION = re.compile(r"\n *Errors:\n(.*?)(?:\n *Given value type:|\Z)", re.DOTALL)
 _OPTION = re.compile(r"Option '(\w+)' is not accepted")
 _CLASS = re.compile(r"Expected a dot import path string: (\w+)")
-_USAGE = (
-    "usage: anomalib-fbclip predict --model FBCLIP --data FOLDER [--save_maps [png|npy]] [--debug] "
-    "[any argument of 'anomalib predict']\n"
-)
+_DATA = {"predict": "FOLDER", "test": "LabelledFolder --data.root FOLDER"}
+_HELP = """usage: anomalib-fbclip {command} --model FBCLIP --data {data} [--save_maps [png|npy]] [--debug]
+
+'anomalib {command}', with the same arguments, which 'anomalib {command} --help' lists. Log lines come once, warnings of
+other libraries are left out, and an error is one or two lines at the end. --debug shows its traceback and everything
+else. --save_maps is short for --model.save_maps png.
+"""
 
 
-def main(words: Sequence[str]) -> int:
-    """Score images as ``anomalib predict`` does, with the same arguments.
+def predict(words: Sequence[str]) -> int:
+    """Score images as ``anomalib predict`` does, with the same arguments."""
+    return _front("predict", words)
 
-    Log lines come once, warnings of other libraries are left out, and an error is one or two lines at the end.
-    ``--debug`` shows its traceback and everything else. ``--save_maps`` is short for ``--model.save_maps png``.
-    """
+
+def test(words: Sequence[str]) -> int:
+    """Test a model as ``anomalib test`` does, with the same arguments."""
+    return _front("test", words)
+
+
+def _front(command: str, words: Sequence[str]) -> int:
     words = list(words)
     if not words or words == ["--help"]:
-        sys.stdout.write(f"{_USAGE}\n{main.__doc__}\n'anomalib predict --help' lists the arguments.\n")
+        sys.stdout.write(_HELP.format(command=command, data=_DATA[command]))
         return 0
     debug = "--debug" in words
-    words = _with_maps([word for word in words if word != "--debug"])
+    words = [command, *_with_maps([word for word in words if word != "--debug"])]
     if debug:
         _run(words)
         return 0
@@ -78,7 +86,7 @@ def _run(words: Sequence[str]) -> None:
             """As anomalib's."""
             return AnomalibCLI.init_parser(**{**kwargs, "exit_on_error": False})
 
-    Front(["predict", *words])
+    Front(list(words))
 
 
 @contextmanager
@@ -122,7 +130,7 @@ def explain(error: BaseException) -> str:
         text = problem[1].removeprefix("- ") if problem is not None else text
     elif not isinstance(error, _EXPECTED) and type(error).__name__ != "ArgumentError":
         text = f"{type(error).__name__}: {text}".rstrip(": ") + "\n(--debug shows where it comes from)"
-    text = text.replace("'predict.", "'")  # of the parser's own names
+    text = text.replace("'predict.", "'").replace("'test.", "'")  # of the parser's own names
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return "\n".join(lines[:2]) + _suggestion(text)
 
@@ -133,7 +141,7 @@ def _suggestion(text: str) -> str:
     if (option := _OPTION.search(text)) is not None:
         known = {name for model in MODELS for name in argument_names(getattr(anomalib_fbclip, model))}
     elif (option := _CLASS.search(text)) is not None:
-        known = set(MODELS)
+        known = {*MODELS, *DATAMODULES}
     else:
         return ""
     near = difflib.get_close_matches(option[1], sorted(known), n=1)
