@@ -198,6 +198,10 @@ class ImageScores(Metric):
         labels = torch.cat(list(self.labels)) if not isinstance(self.labels, torch.Tensor) else self.labels
         if labels.unique().numel() < 2:
             return dict.fromkeys(("AUROC", "AUPR", "F1Max"), float("nan"))
+        # torchmetrics takes scores outside of [0, 1] as logits, and their sigmoid is 1 from 17 on. All three need the
+        # order alone.
+        distinct, order = scores.unique(return_inverse=True)
+        scores = order / len(distinct)
         precision, recall, _ = binary_precision_recall_curve(scores, labels)
         f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
         return {

@@ -55,6 +55,18 @@ def test_image_metrics_equal_the_hosts(maps: ImageBatch) -> None:
         assert values[name] == pytest.approx(float(metric.compute()), abs=1e-5), name
 
 
+def test_image_metrics_of_distances_are_those_of_their_order() -> None:
+    distances = torch.tensor([56.4, 35.1, 33.3, 39.4, 39.6, 51.7, 67.3, 39.4])
+    labels = torch.tensor([1, 0, 0, 1, 0, 1, 1, 0])
+    found = []
+    for scores in (distances, distances / 100):
+        metric = ImageScores()
+        metric.update(scores, labels)
+        found.append(metric.compute())
+    assert found[0] == found[1]
+    assert found[0]["AUROC"] == pytest.approx(14.5 / 16)
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_alone_is_missing_and_not_zero(label: int) -> None:
     for metric, shape in ((ScoreHistogram(regions=True), (2, 8, 8)), (ImageScores(), (4,))):
