@@ -18,6 +18,12 @@ from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+
+def pytest_configure(config):
+    # The files as they are listed: by itself xdist begins with those of most tests, and ends with the longest, alone.
+    config.option.loadscopereorder = False
+
+
 GOLDEN = Path(__file__).parent / "golden" / "fbclip_reference_a.safetensors"
 VOCABULARY = 49408
 

@@ -216,9 +216,10 @@ def _keep_normal_images(datamodule: AnomalibDataModule, cell: Cell) -> None:
     Raises:
         ValueError: If the split has fewer.
     """
-    number, images = cell.model.normal_images, datamodule.train_data
+    number = cell.model.normal_images
     if number is None:
         return
+    images = datamodule.train_data
     if number > len(images):
         msg = f"normal_images={number}: the train split of {cell.data.name} has {len(images)}."
         raise ValueError(msg)
