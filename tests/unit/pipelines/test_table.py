@@ -320,7 +320,14 @@ def test_a_row_learns_from_as_many_normal_images_as_it_says(tmp_path, monkeypatc
 
     monkeypatch.setattr(anomalib.models, "Padim", Counting)
     row = {"class_path": "Padim", "init_args": {"pre_trained": False, "n_features": 4, "layers": ["layer1"]}}
-    images = {"category": "wood", "num_train": 4, "num_test": 4, "image_size": 64, "num_workers": 0}
+    images = {
+        "root": str(tmp_path / "images"),
+        "category": "wood",
+        "num_train": 4,
+        "num_test": 4,
+        "image_size": 64,
+        "num_workers": 0,
+    }
     data = {"name": "a", "class_path": "ProceduralSurfaces", "init_args": images}
     config = {"models": [{**row, "normal_images": 2}, {**row, "name": "many", "normal_images": 5}], "datasets": [data]}
     for seed in (0, 1):
