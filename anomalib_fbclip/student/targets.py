@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from rich.progress import track
@@ -22,16 +21,14 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
 from anomalib_fbclip.common.files import file_digest, replacing
-from anomalib_fbclip.data.procedural.defects import KINDS, add_defect
-from anomalib_fbclip.data.procedural.fields import Surface
+from anomalib_fbclip.data.procedural.defects import KINDS
+from anomalib_fbclip.data.procedural.paste import draw_change
 from anomalib_fbclip.host.unreadable import read_picture
 
 from .torch_model import FINE
 
 logger = logging.getLogger(__name__)
 
-DRAWN = 256
-"""Side in pixels at which a defect is drawn; larger windows get it enlarged."""
 _CERTAIN = 1e-6
 
 
@@ -166,11 +163,7 @@ def paste_defect(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     side = max(1, round(min(height, width) * rng.uniform(1 / 3, 1)))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     window = image[top : top + side, left : left + side].astype(np.float32) / 255
-    drawn = min(max(side, 32), DRAWN)
-    small = cv2.resize(window, (drawn, drawn), interpolation=cv2.INTER_AREA)
-    surface = Surface(small, np.ones((drawn, drawn), dtype=bool))
-    change = add_defect(rng, surface, str(rng.choice(KINDS))).image - small
-    window = window + cv2.resize(change, (side, side), interpolation=cv2.INTER_LINEAR)
+    window = window + draw_change(window, np.ones((side, side), dtype=bool), str(rng.choice(KINDS)), rng)[0]
     result = image.copy()
     result[top : top + side, left : left + side] = np.round(window.clip(0, 1) * 255).astype(np.uint8)
     return result

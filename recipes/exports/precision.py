@@ -25,6 +25,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip import FBCLIP, ProceduralSurfaces
+from recipes.exports.formats import convert
 
 
 def main() -> None:
@@ -43,18 +44,11 @@ def main() -> None:
         sys.stdout.write("| weights | size | computes in | image AUROC | pixel AUROC | ms an image |\n")
         sys.stdout.write("| --- | --- | --- | --- | --- | --- |\n")
         for name in ("FP32", "FP16", "INT8") if find_spec("nncf") else ("FP32", "FP16"):
-            model = openvino.convert_model(path)
-            if name == "INT8":
-                import nncf
-
-                model = nncf.compress_weights(model)
-            file = root / f"{name}.xml"
-            openvino.save_model(model, file, compress_to_fp16=name == "FP16")
-            size = file.with_suffix(".bin").stat().st_size / 1e6
+            file, size = convert(path, name)
             for precision in ("f32", "bf16"):
                 image, pixel, seconds = _auroc(file, precision, data.test_data.samples)
                 values = f"{100 * image:.2f} | {100 * pixel:.2f} | {1e3 * seconds:.1f}"
-                sys.stdout.write(f"| {name} | {size:.1f} MB | {precision} | {values} |\n")
+                sys.stdout.write(f"| {name} | {size} | {precision} | {values} |\n")
                 sys.stdout.flush()
 
 
