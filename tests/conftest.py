@@ -5,7 +5,16 @@
 
 import json
 import os
+import sys
 from pathlib import Path
+
+if sys.dont_write_bytecode:
+    # Images of containers often set PYTHONDONTWRITEBYTECODE: each process, also one that a test starts, would compile
+    # torch and anomalib anew, which takes ten seconds. Compiled once, they lie in pytest's own cache.
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "bytecode")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 import pytest
 import torch
