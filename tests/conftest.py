@@ -3,6 +3,7 @@
 
 """Golden tensors of the published method, and small backbones with random weights."""
 
+import gc
 import json
 import os
 import sys
@@ -31,6 +32,16 @@ torch.set_num_threads(1)
 def pytest_configure(config):
     # The files as they are listed: by itself xdist begins with those of most tests, and ends with the longest, alone.
     config.option.loadscopereorder = False
+
+
+def pytest_collection_finish():
+    # What was imported stays: hundreds of thousands of objects that no later collection has to look at.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 GOLDEN = Path(__file__).parent / "golden" / "fbclip_reference_a.safetensors"
