@@ -3,9 +3,19 @@
 
 """Golden tensors of the published method, and small backbones with random weights."""
 
+import gc
 import json
 import os
+import sys
 from pathlib import Path
+
+if sys.dont_write_bytecode:
+    # Images of containers often set PYTHONDONTWRITEBYTECODE: each process, also one that a test starts, would compile
+    # torch and anomalib anew, which takes ten seconds. Compiled once, they lie in pytest's own cache.
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "d" / "bytecode")
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 import pytest
 import torch
@@ -22,6 +32,16 @@ torch.set_num_threads(1)
 def pytest_configure(config):
     # The files as they are listed: by itself xdist begins with those of most tests, and ends with the longest, alone.
     config.option.loadscopereorder = False
+
+
+def pytest_collection_finish():
+    # What was imported stays: hundreds of thousands of objects that no later collection has to look at.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 GOLDEN = Path(__file__).parent / "golden" / "fbclip_reference_a.safetensors"

@@ -31,9 +31,9 @@ def data() -> ProceduralSurfaces:
 
 
 MODELS = {
-    "FB-CLIP, zero-shot": lambda: FBCLIP(backbone="tiny", image_size=144),
-    "FB-CLIP, 4 good images": lambda: FBCLIP(backbone="tiny", image_size=144, k_shot=4),
-    "FiSeCLIP, zero-shot, in batches": lambda: FiSeCLIP(backbone="tiny", image_size=144),
+    "FB-CLIP, zero-shot": lambda: FBCLIP(backbone="tiny", image_size=112),
+    "FB-CLIP, 4 good images": lambda: FBCLIP(backbone="tiny", image_size=112, k_shot=4),
+    "FiSeCLIP, zero-shot, in batches": lambda: FiSeCLIP(backbone="tiny", image_size=112),
     "Padim, 12 good images, random backbone": lambda: Padim(pre_trained=False, visualizer=False),
     "WinCLIP, zero-shot": lambda: WinClip(class_name="leather", visualizer=False),
 }

@@ -51,7 +51,7 @@ class Losses(Callback):
 losses = Losses()
 model = FBCLIP(
     backbone="tiny",
-    image_size=144,
+    image_size=SIZE,
     weights=None,
     max_epochs=2,
     learning_rate=3e-4,
@@ -87,7 +87,7 @@ import pandas as pd
 
 rows = {}
 for name, weights in {"adapter trained above": adapter, "embedded adapter, 20 families": "auto"}.items():
-    tested = FBCLIP(backbone="tiny", image_size=144, weights=weights, metrics="full", visualizer=False)
+    tested = FBCLIP(backbone="tiny", image_size=SIZE, weights=weights, metrics="full", visualizer=False)
     runner = Engine(
         default_root_dir="results",
         accelerator="cpu",

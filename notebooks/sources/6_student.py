@@ -31,7 +31,7 @@ data = ProceduralSurfaces(
     category="leather",
     num_train=24,
     num_test=8,
-    image_size=128,
+    image_size=96,
     train_batch_size=4,
 )
 teacher_arguments = {"backbone": "tiny", "image_size": 112, "k_shot": 4}
@@ -44,9 +44,9 @@ teacher_arguments = {"backbone": "tiny", "image_size": 112, "k_shot": 4}
 student = Student(
     teacher="FBCLIP",
     teacher_arguments=teacher_arguments,
-    image_size=128,
+    image_size=96,
     pasted=2,
-    max_epochs=30,
+    max_epochs=20,
     target_cache=str(folder / "teacher"),
 )
 engine = Engine(
@@ -55,6 +55,7 @@ engine = Engine(
     logger=False,
     enable_progress_bar=False,
     enable_model_summary=False,
+    limit_val_batches=0,
 )
 engine.fit(student, datamodule=data)
 student.agreement

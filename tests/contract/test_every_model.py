@@ -400,7 +400,8 @@ def test_exports_agree_and_say_what_they_are(name, build, engine, tmp_path) -> N
 @every_model
 @pytest.mark.parametrize("command", ["train", "fit", "validate", "test", "predict", "export"])
 def test_every_command_of_the_cli_takes_the_model(name, command, tmp_path) -> None:
-    for path in (name, f"{CLASSES[name].__module__}.{name}"):
+    # Where it lies is the same for all commands.
+    for path in (name, f"{CLASSES[name].__module__}.{name}") if command == "train" else (name,):
         words = [command, "--model", path, "--model.backbone", "tiny", "--default_root_dir", str(tmp_path)]
         if command == "export":
             words += ["--export_type", "torch"]

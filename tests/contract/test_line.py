@@ -221,12 +221,16 @@ def test_tiles_are_tried_where_images_are_large_and_time_allows(large, adapters,
 
 
 @pytest.mark.parametrize("bad", [True, False])
-def test_a_survey_scores_as_the_model_will(bad, large, adapters, caplog) -> None:
+def test_a_survey_tries_sizes_of_tiles_and_memory(bad, large, adapters, caplog) -> None:
     settings = {"weights": str(adapters["FBCLIP"]), "image_size": 40, "rate": 0.3, "seconds_per_image": 60}
     caplog.set_level("INFO")
     line = set_up(large / "good", large / "bad" if bad else None, **settings)
     assert {(choice.tiles, choice.k_shot) for choice in line.tried} == {(t, k) for t in (None, 45) for k in (2, 4)}
     assert ("drawn defects in 4 good ones" in caplog.text) != bad
+
+
+def test_a_survey_scores_as_the_model_will(large, adapters) -> None:
+    settings = {"weights": str(adapters["FBCLIP"])}
     good = [*(large / "good").iterdir()]
     survey = _Survey(load_module(settings["weights"], image_size=40, k_shot=1).eval(), good, [], 60)
     for choice in (Choice(40, 2, 0.0), Choice(40, 3, 0.0, tiles=45)):

@@ -308,7 +308,7 @@ def test_exports_of_tiles(name, engine, tmp_path):
         inside = np.zeros((HEIGHT, WIDTH), bool)
         inside[10:80, 40:145] = True
         Image.fromarray(inside).save(tmp_path / "region.png")
-        light |= {"views": ["spa"], "region": tmp_path / "region.png", "crop_to_region": True}
+        light |= {"views": ["id"], "attention": False, "region": tmp_path / "region.png", "crop_to_region": True}
     model = CLASSES[name](**TILES, **light).eval()
     raw = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

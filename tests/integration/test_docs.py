@@ -140,7 +140,9 @@ def run_command(words: list[str]) -> AnomalibCLI | None:
     script = next(iter(entry_points(group="console_scripts", name=program)), None)
     assert program == "anomalib-fbclip", f"{shlex.join(words)}: mark the block with what it needs"
     assert script is not None
-    assert script.load()(rest) == 0, shlex.join(words)
+    # The setup tries several sizes, which tests of its own do.
+    size = ["--image-size", "56"] if rest[0] == "setup" else []
+    assert script.load()([*rest, *size]) == 0, shlex.join(words)
     return None
 
 

@@ -59,7 +59,7 @@ def paper_table(tmp_path: Path) -> Path:
     ours["per_dataset"]["MVTec"] = {"auxiliary": {"name": "VisA", "categories": ["candle"]}}
     table["models"] = [
         ours,
-        {"class_path": "Padim", "init_args": {"backbone": "resnet18", "pre_trained": False}},
+        {"class_path": "Padim", "init_args": {"backbone": "resnet18", "pre_trained": False, "n_features": 20}},
         {"name": "broken", "class_path": "Padim", "init_args": {"backbone": "no_such_net", "pre_trained": False}},
     ]
     table["datasets"] = [

@@ -79,9 +79,10 @@ def test_zero_shot_by_default_and_trainable_on_request(model):
 
 
 @torch.no_grad()
-def test_finds_defects_on_families_that_it_never_saw(model):
+def test_finds_defects_on_families_that_it_never_saw():
+    model = FBCLIP(backbone="tiny", image_size=144).eval()
     samples = [
-        generate(family, kind, 224, (9, place, number), variation=0.5)
+        generate(family, kind, 144, (9, place, number), variation=0.5)
         for place, family in enumerate(TEST_ONLY_FAMILIES)
         for number, defect in enumerate(KINDS[:6])
         for kind in ("good", defect)

@@ -106,8 +106,8 @@ def test_a_picture_is_whole_or_not_there(tmp_path, monkeypatch):
     target, save = tmp_path / "0.png", Image.Image.save
     _save(Image.new("L", (9, 9)), target)
 
-    def fail_half_way(image, path):
-        save(image, path)
+    def fail_half_way(image, path, **options):
+        save(image, path, **options)
         path.write_bytes(path.read_bytes()[:20])
         msg = "no space left"
         raise OSError(msg)
