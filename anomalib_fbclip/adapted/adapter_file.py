@@ -64,6 +64,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "private": (bool,),
     "k_shot": (int,),
     "memory_names": (list,),
+    "memory_places": (list,),
+    "memory_radius": (int, type(None)),
 }
 """What JSON may hold under the names that are read without a model. A SHA-256 finds damage, it is no signature."""
 
@@ -126,6 +128,8 @@ def save(model: "nn.Module", path: str | Path, memory: bool = False, **extra: An
         file_format, of_memory = LINE_FORMAT, {"private": True, "k_shot": model.memory.num_images}
         state |= {MEMORY + name: tensor for name, tensor in model.memory.state_dict().items()}
         of_memory["memory_names"] = list(model.memory_names)
+        if model.memory_radius is not None:
+            of_memory |= {"memory_radius": model.memory_radius, "memory_places": [*map(list, model.memory_places)]}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {
         **model.architecture(),
@@ -190,6 +194,7 @@ def load_into(model: "nn.Module", path: str | Path, memory: bool = True) -> Adap
     if remembered and memory:
         model.memory.load_state_dict({name.removeprefix(MEMORY): tensor for name, tensor in remembered.items()})
         model.memory_names = tuple(metadata.get("memory_names", ()))
+        model.memory_places = metadata.get("memory_places", ())
     return metadata
 
 

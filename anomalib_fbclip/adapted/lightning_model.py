@@ -28,6 +28,7 @@ from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
 from anomalib_fbclip.host.pre_processing import resize_images
 from anomalib_fbclip.host.regions import Regions
+from anomalib_fbclip.host.tiling import WHOLE, Place
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 MEMORY_TILES = 64
 """Tiles of all normal images together that a memory holds at most: each patch is compared with all of them."""
+
+PLACED_TILES = 256
+"""Likewise with a ``memory_radius``, where a patch is compared with few: for the memory alone."""
 
 DATA_FETCHER = "_data_fetcher"
 """Private name of Lightning's training loop. Where a release has another, a resumed run may draw another order."""
@@ -87,6 +91,9 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             Checkpoints and exports carry the memory; adapters do not.
         few_shot_source: Folder of the normal images, of which the first ``k_shot`` by name are taken. ``None``: a
             random choice from the data module's train split. Read once, when the first run begins.
+        memory_radius: A patch is compared with remembered patches at most so many rows and columns of patches from its
+            own place, 0 or more, and of tiles with the same tile: for products that lie in the same place in each
+            image. Images have one size then. ``None``: with all.
         seed: Seeds the first values of the trained part, and training. ``None``: unseeded.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`.
 
@@ -123,6 +130,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         max_epochs: int | None = None,
         k_shot: int = 0,
         few_shot_source: str | Path | None = None,
+        memory_radius: int | None = None,
         seed: int | None = 0,
         **kwargs,
     ) -> None:
@@ -149,6 +157,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             "smoothing_sigma": smoothing_sigma,
             "few_shot": k_shot > 0,
             "literal": literal,
+            "memory_radius": memory_radius,
         }
         self.weights = str(weights) if weights is not None else None
         self._stated_source = source
@@ -177,6 +186,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if self.k_shot and self._tiles["tiles"] is not None and self.resize == "keep":
             msg = f"resize='keep' with tiles={self._tiles['tiles']} and k_shot={self.k_shot}: tiles and whole images "
             msg += "share one memory, leave resize at None."
+            raise ValueError(msg)
+        if self._shared["memory_radius"] is not None and not self.k_shot:
+            msg = f"memory_radius={self._shared['memory_radius']} is not used with k_shot=0: give k_shot, the number "
+            msg += "of normal images."
             raise ValueError(msg)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
         # its distortions when it is made.
@@ -222,9 +235,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self._tiles = {name: settled[name] for name in self._tiles}
         self.set_min_area(settled["min_area"])
         self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
-        kept = {"resize": "squash", "tiles": None, **stored}  # files from before it was stored
+        kept = {"resize": "squash", "tiles": None, "memory_radius": None, **stored}  # files from before it was stored
         now = {**settled, "resize": self.resize}
-        same = all(now[name] == plain(kept[name]) for name in ("k_shot", "image_size", "resize", "tiles"))
+        names = ("k_shot", "image_size", "resize", "tiles", "memory_radius")
+        same = all(now[name] == plain(kept[name]) for name in names)
         self._takes_memory = same and self.few_shot_source is None
         return {name: settled[name] for name in arguments}
 
@@ -266,13 +280,14 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             if adapter_file.is_line(metadata) and not self._takes_memory:
                 logger.warning(
                     "Memory and thresholds of the line file %s, for k_shot=%d and image_size=%s, are not used with "
-                    "k_shot=%d, image_size=%s, few_shot_source=%s.",
+                    "k_shot=%d, image_size=%s, few_shot_source=%s, memory_radius=%s.",
                     self.weights,
                     metadata["k_shot"],
                     metadata["image_size"],
                     self.k_shot,
                     self.image_size,
                     self.few_shot_source,
+                    self._shared["memory_radius"],
                 )
                 return
             if self.regions is None and self._takes_memory and metadata.get("region_mask"):
@@ -414,10 +429,18 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         Raises:
             ValueError: If images that are no tiles have several sizes.
         """
-        names = [file_digest(file) for file in files]
+        names, places = [file_digest(file) for file in files], []
         if self.tiling is not None:
             most = max(1, MEMORY_TILES // len(images))
             regions = [self.touched(image[None], [file]) for image, file in zip(images, files, strict=True)]
+            if self.model.memory_radius is not None:
+                most = PLACED_TILES
+                chosen = [
+                    self.tiling.chosen(image[None], most, region=region)
+                    for image, region in zip(images, regions, strict=True)
+                ]
+                places = [place for own in chosen for place in own]
+                self._check_places(places)
             pieces = [
                 self.tiling.pieces(image[None], most, region=region)
                 for image, region in zip(images, regions, strict=True)
@@ -429,7 +452,24 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             msg = f"The normal images have several sizes after the resize ({', '.join(sorted(sizes))}): a memory holds "
             msg += "one, give images of the same proportions."
             raise ValueError(msg)
-        self.model.remember(torch.stack(list(images)).to(self.device), names)
+        self.model.remember(torch.stack(list(images)).to(self.device), names, places)
+
+    def _check_places(self, places: Sequence[Place]) -> None:
+        """Refuse tiles of images of several sizes, and more than a memory holds, whose places would be missing."""
+        cuts = sorted({(place.rows, place.columns) for place in places if place != WHOLE})
+        radius = self.model.memory_radius
+        if len(cuts) > 1:
+            msg = f"memory_radius={radius}: the normal images have {' and '.join(f'{r} x {c}' for r, c in cuts)} "
+            msg += "tiles, give images of one size, or memory_radius=None."
+            raise ValueError(msg)
+        if len(places) > PLACED_TILES:
+            msg = f"memory_radius={radius}: the {self.k_shot} normal images have {len(places)} tiles together, give "
+            msg += f"fewer images (k_shot) or larger tiles, for {PLACED_TILES} at most, or memory_radius=None."
+            raise ValueError(msg)
+
+    def score_tiles(self, tiles: torch.Tensor, places: Sequence[Place]) -> InferenceBatch:
+        """Score and map of tiles; with a ``memory_radius`` by what the memory holds of the same places."""
+        return self.model(tiles) if self.model.memory_radius is None else self.model(tiles, places=places)
 
     def on_validation_start(self) -> None:
         """Fill the memory of a few-shot model; a checkpoint has been read by now."""
@@ -460,6 +500,11 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if tokens is not None and self.model.memory is None:
             number = len(set(stored_memory_names(checkpoint))) or tokens.shape[1]
             msg = f"The checkpoint holds a memory of {number} normal images: give k_shot={number}."
+            raise ValueError(msg)
+        radius = checkpoint.get("hyper_parameters", {}).get("memory_radius")
+        if tokens is not None and radius != self.model.memory_radius:
+            msg = f"The checkpoint's memory was made with memory_radius={radius}, this model has "
+            msg += f"{self.model.memory_radius}: give memory_radius={radius}."
             raise ValueError(msg)
         self._has_learned = True
         super().on_load_checkpoint(checkpoint)
@@ -514,7 +559,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for."""
-        return {**super().calibration_settings(), "k_shot": self.k_shot}
+        return {**super().calibration_settings(), "k_shot": self.k_shot, "memory_radius": self.model.memory_radius}
 
     def save_adapter(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.adapted.adapter_file.save`.

@@ -116,6 +116,7 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         **{name: module.calibration_settings().get(name) for name in _RESIZED},
         "source": module.source,
         "memory_names": list(getattr(module.model, "memory_names", ())),
+        "memory_places": [list(place) for place in getattr(module.model, "memory_places", ())],
     }
 
 
@@ -164,6 +165,7 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         module.regions = Regions.unpacked(ours["region"])
     if "model.memory.tokens" in checkpoint["state_dict"]:
         module.model.memory_names = tuple(stored_memory_names(checkpoint))
+        module.model.memory_places = ours.get("memory_places", ())
 
 
 def stored_memory_names(checkpoint: Mapping[str, Any]) -> Sequence[str]:
