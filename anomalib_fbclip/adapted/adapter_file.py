@@ -23,6 +23,7 @@ from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.common.files import replacing
 from anomalib_fbclip.common.functional import is_dense
+from anomalib_fbclip.host.tiling import Place
 from anomalib_fbclip.registration import PUBLISHED_FORMATS
 
 from . import hub
@@ -129,7 +130,7 @@ def save(model: "nn.Module", path: str | Path, memory: bool = False, **extra: An
         state |= {MEMORY + name: tensor for name, tensor in model.memory.state_dict().items()}
         of_memory["memory_names"] = list(model.memory_names)
         if model.memory_radius is not None:
-            of_memory |= {"memory_radius": model.memory_radius, "memory_places": [*map(list, model.memory_places)]}
+            of_memory |= {"memory_radius": model.memory_radius, "memory_places": [*map(list, model.memory.places)]}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {
         **model.architecture(),
@@ -194,7 +195,7 @@ def load_into(model: "nn.Module", path: str | Path, memory: bool = True) -> Adap
     if remembered and memory:
         model.memory.load_state_dict({name.removeprefix(MEMORY): tensor for name, tensor in remembered.items()})
         model.memory_names = tuple(metadata.get("memory_names", ()))
-        model.memory_places = metadata.get("memory_places", ())
+        model.memory.places = tuple(Place(*place) for place in metadata.get("memory_places", ()))
     return metadata
 
 

@@ -22,7 +22,7 @@ from anomalib_fbclip.clip.build import EMBEDDED, check_backbone
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
 from anomalib_fbclip.common.files import file_digest
-from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_names
+from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_names, stored_memory_radius
 from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
@@ -34,6 +34,7 @@ from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
 from .adapter_comparison import AdapterComparison
 from .model_card import Results
+from .normal_memory import MOST_JUDGED, choose_radius
 from .references import collect_references
 from .torch_model import AdaptedCLIP
 from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
@@ -93,7 +94,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             random choice from the data module's train split. Read once, when the first run begins.
         memory_radius: A patch is compared with remembered patches at most so many rows and columns of patches from its
             own place, 0 or more, and of tiles with the same tile: for products that lie in the same place in each
-            image. Images have one size then. ``None``: with all.
+            image. Images have one size then. ``"auto"``: what the normal images say when they are read, see
+            :func:`~anomalib_fbclip.adapted.normal_memory.choose_radius`. ``None``: with all.
         seed: Seeds the first values of the trained part, and training. ``None``: unseeded.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`.
 
@@ -130,7 +132,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         max_epochs: int | None = None,
         k_shot: int = 0,
         few_shot_source: str | Path | None = None,
-        memory_radius: int | None = None,
+        memory_radius: int | str | None = None,
         seed: int | None = 0,
         **kwargs,
     ) -> None:
@@ -150,6 +152,9 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if init_weights is not None and weights not in {None, FROM_CHECKPOINT}:
             msg = f"init_weights={str(init_weights)!r} is what training starts from, and with weights={str(weights)!r} "
             msg += "nothing is trained: give weights=None (--model.weights null)."
+            raise ValueError(msg)
+        if isinstance(memory_radius, str) and memory_radius != "auto":
+            msg = f"memory_radius={memory_radius!r}: give a number of patches, 'auto', or None."
             raise ValueError(msg)
         self._shared = {
             "feature_layers": feature_layers,
@@ -188,7 +193,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             msg += "share one memory, leave resize at None."
             raise ValueError(msg)
         if self._shared["memory_radius"] is not None and not self.k_shot:
-            msg = f"memory_radius={self._shared['memory_radius']} is not used with k_shot=0: give k_shot, the number "
+            msg = f"memory_radius={self._shared['memory_radius']!r} is not used with k_shot=0: give k_shot, the number "
             msg += "of normal images."
             raise ValueError(msg)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
@@ -196,7 +201,9 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
             if self.seed is not None:
                 torch.manual_seed(self.seed)
-            super().build(model, **self._shared, **arguments)
+            self._chooses_radius = self._shared["memory_radius"] == "auto"
+            radius = None if self._chooses_radius else self._shared["memory_radius"]
+            super().build(model, **{**self._shared, "memory_radius": radius}, **arguments)
             self.synthesis = AnomalySynthesis(self.model.clip.mean, self.model.clip.std)
         self.loss = loss
         self.token_cache = None
@@ -427,45 +434,55 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             files: Their files.
 
         Raises:
-            ValueError: If images that are no tiles have several sizes.
+            ValueError: If images that are no tiles have several sizes, or with a ``memory_radius`` several numbers of
+                tiles or too many.
         """
-        names, places = [file_digest(file) for file in files], []
-        if self.tiling is not None:
-            most = max(1, MEMORY_TILES // len(images))
-            regions = [self.touched(image[None], [file]) for image, file in zip(images, files, strict=True)]
-            if self.model.memory_radius is not None:
-                most = PLACED_TILES
-                chosen = [
-                    self.tiling.chosen(image[None], most, region=region)
-                    for image, region in zip(images, regions, strict=True)
-                ]
-                places = [place for own in chosen for place in own]
-                self._check_places(places)
-            pieces = [
-                self.tiling.pieces(image[None], most, region=region)
-                for image, region in zip(images, regions, strict=True)
-            ]
-            images = [piece for own in pieces for piece in own]
-            names = [name for name, own in zip(names, pieces, strict=True) for _ in own]
-        sizes = {f"{image.shape[-1]} x {image.shape[-2]}" for image in images}
+        whole = images if self.tiling is None else [self.tiling.whole(image[None])[0] for image in images]
+        sizes = {f"{image.shape[-1]} x {image.shape[-2]}" for image in whole}
         if len(sizes) > 1:
             msg = f"The normal images have several sizes after the resize ({', '.join(sorted(sizes))}): a memory holds "
             msg += "one, give images of the same proportions."
             raise ValueError(msg)
+        if self._chooses_radius:
+            judged = torch.stack(list(whole[:MOST_JUDGED])).to(self.device)
+            grid = self.model.clip.grid_of_images(judged)
+            self.model.memory_radius = choose_radius(self.model.encode_image(judged), grid)
+            logger.info("memory_radius=%s, chosen by %d normal images.", self.model.memory_radius, len(images))
+        names, places = [file_digest(file) for file in files], []
+        if self.tiling is not None:
+            regions = [self.touched(image[None], [file]) for image, file in zip(images, files, strict=True)]
+            each = list(zip(images, regions, strict=True))
+            most = max(1, MEMORY_TILES // len(images))
+            if self.model.memory_radius is not None:
+                own = [self.tiling.chosen(image[None], PLACED_TILES, region=region) for image, region in each]
+                places = self._check_places([place for chosen in own for place in chosen], len(images))
+            if places:
+                most = PLACED_TILES
+            pieces = [self.tiling.pieces(image[None], most, region=region) for image, region in each]
+            images = [piece for own in pieces for piece in own]
+            names = [name for name, own in zip(names, pieces, strict=True) for _ in own]
         self.model.remember(torch.stack(list(images)).to(self.device), names, places)
 
-    def _check_places(self, places: Sequence[Place]) -> None:
-        """Refuse tiles of images of several sizes, and more than a memory holds, whose places would be missing."""
+    def _check_places(self, places: list[Place], number: int) -> list[Place]:
+        """Refuse tiles of images of several sizes, and more than a memory holds, whose places would be missing.
+
+        A radius that the images are to choose is ``None`` then, and there are no places.
+        """
         cuts = sorted({(place.rows, place.columns) for place in places if place != WHOLE})
-        radius = self.model.memory_radius
+        msg = f"memory_radius={self.model.memory_radius}: the {number} normal images have "
         if len(cuts) > 1:
-            msg = f"memory_radius={radius}: the normal images have {' and '.join(f'{r} x {c}' for r, c in cuts)} "
-            msg += "tiles, give images of one size, or memory_radius=None."
+            found = " and ".join(f"{rows} x {columns}" for rows, columns in cuts)
+            msg += f"{found} tiles, give images of one size, or memory_radius=None."
+        elif len(places) > PLACED_TILES:
+            msg += f"{len(places)} tiles together, give fewer images (k_shot) or larger tiles, for {PLACED_TILES} at "
+            msg += "most, or memory_radius=None."
+        else:
+            return places
+        if not self._chooses_radius:
             raise ValueError(msg)
-        if len(places) > PLACED_TILES:
-            msg = f"memory_radius={radius}: the {self.k_shot} normal images have {len(places)} tiles together, give "
-            msg += f"fewer images (k_shot) or larger tiles, for {PLACED_TILES} at most, or memory_radius=None."
-            raise ValueError(msg)
+        logger.warning("memory_radius=None is used. %s", msg)
+        self.model.memory_radius = None
+        return []
 
     def score_tiles(self, tiles: torch.Tensor, places: Sequence[Place]) -> InferenceBatch:
         """Score and map of tiles; with a ``memory_radius`` by what the memory holds of the same places."""
@@ -501,8 +518,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             number = len(set(stored_memory_names(checkpoint))) or tokens.shape[1]
             msg = f"The checkpoint holds a memory of {number} normal images: give k_shot={number}."
             raise ValueError(msg)
-        radius = checkpoint.get("hyper_parameters", {}).get("memory_radius")
-        if tokens is not None and radius != self.model.memory_radius:
+        radius = stored_memory_radius(checkpoint)
+        if tokens is not None and self._chooses_radius:
+            self.model.memory_radius = radius
+        elif tokens is not None and radius != self.model.memory_radius:
             msg = f"The checkpoint's memory was made with memory_radius={radius}, this model has "
             msg += f"{self.model.memory_radius}: give memory_radius={radius}."
             raise ValueError(msg)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
 from anomalib_fbclip.host.tiling import WHOLE, Place
@@ -25,6 +26,15 @@ IMAGE_WEIGHT = 0.5
 
 NEAR = 2
 """With one image alone, its patches nearer than this (in patches) are not compared with each other."""
+
+AUTO_RADIUS = 1
+"""What :func:`choose_radius` chooses where a place says something."""
+
+PLACE_TELLS = 0.75
+"""Least AUROC of displaced patches, see :func:`choose_radius`."""
+
+LEAST_JUDGED, MOST_JUDGED = 4, 8
+"""Normal images that :func:`choose_radius` asks."""
 
 
 class TokenMemory(nn.Module):
@@ -210,7 +220,8 @@ class NormalMemory(TokenMemory):
         """
         self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
-        self.tokens, self.names, self.places = patches.half(), tuple(names), tuple(places)
+        self.tokens, self.names = patches.half(), tuple(names)
+        self.places = () if self.radius is None else tuple(places)
         distances = [self._left_out(patches, index) for index in range(patches.shape[1])]
         self._measure(torch.stack(distances, dim=1))  # [S, K, L]
 
@@ -349,3 +360,46 @@ def nearest_by_place(patches: torch.Tensor, memory: torch.Tensor, grid: Grid, ra
         cosine = cosine.masked_fill(far, -1).amax(dim=-1)
         found.append(F.pad(cosine, (0, 0, 0, 0, first, height - last), value=-1))
     return torch.stack(found).amax(dim=0).transpose(0, 1).flatten(1)
+
+
+@torch.no_grad()
+def choose_radius(tokens: Sequence[torch.Tensor], grid: Grid) -> int | None:
+    """Let normal images say whether they are alike at each place.
+
+    Each image is compared with the others within ``AUTO_RADIUS``: as it is, and displaced by half of its height, of its
+    width, of both, and by a quarter of both. Where each place has its own look, displaced patches are farther from
+    those of the others than patches of the same place are. One decision for all places: see ``docs/few_shot.md`` for
+    this rule and others.
+
+    Args:
+        tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first. The first eight are
+            asked.
+        grid: Rows and columns of the patches.
+
+    Returns:
+        int | None: ``AUTO_RADIUS`` where the AUROC of displaced against other patches, by their distance, is
+        ``PLACE_TELLS`` or more; ``None`` where it is less, and of fewer than four images, which say too little.
+    """
+    blocks = [F.normalize(block[:MOST_JUDGED, 1:].float(), dim=-1) for block in tokens]
+    if len(blocks[0]) < LEAST_JUDGED:
+        return None
+    height, width = grid
+    shifts = [(0, 0), (height // 2, 0), (0, width // 2), (height // 2, width // 2), (height // 4, width // 4)]
+    distances: torch.Tensor | float = 0.0
+    for block in blocks:
+        moved = [block.unflatten(1, grid).roll(shift, (1, 2)).flatten(1, 2) for shift in shifts]
+        found = torch.stack([_to_others(each, block, grid) for each in moved])  # [5, K, L]
+        distances = distances + found / found[0].mean().clamp(min=1e-6)
+    assert isinstance(distances, torch.Tensor)  # for the type checker
+    labels = torch.ones_like(distances, dtype=torch.int)
+    labels[0] = 0
+    return AUTO_RADIUS if binary_auroc(distances.flatten(), labels.flatten()) >= PLACE_TELLS else None
+
+
+def _to_others(asked: torch.Tensor, known: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Distance ``[K, L]`` of each of K images ``[K, L, D]`` to those of ``known`` at other indices."""
+    distances = []
+    for index in range(len(asked)):
+        others = [other for other in range(len(known)) if other != index]
+        distances.append(1 - nearest_by_place(asked[index : index + 1], known[others], grid, AUTO_RADIUS))
+    return torch.cat(distances)

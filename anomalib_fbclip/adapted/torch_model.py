@@ -87,7 +87,6 @@ class AdaptedCLIP(nn.Module, ABC):
     Attributes:
         memory_names: SHA-256 of the files that the memory was filled with, in its order, as far as they are known. Each
             tile of an image has the image's.
-        memory_places: Which tiles the memory was filled with, in its order; with a ``memory_radius`` alone.
 
     Raises:
         ValueError: If an argument is out of range; the message holds the value.
@@ -113,9 +112,6 @@ class AdaptedCLIP(nn.Module, ABC):
         memory_radius: int | None = None,
     ) -> None:
         super().__init__()
-        if memory_radius is not None and memory_radius < 0:
-            msg = f"memory_radius={memory_radius}: give rows of patches, 0 or more, or None to compare with all."
-            raise ValueError(msg)
         if temperature <= 0:
             msg = f"temperature={temperature}: give a positive number (the paper's is 0.07)."
             raise ValueError(msg)
@@ -128,7 +124,7 @@ class AdaptedCLIP(nn.Module, ABC):
         self.temperature = temperature
         self.smoothing_sigma = smoothing_sigma
         self.literal = literal
-        self.memory_radius = memory_radius
+        self._memory_radius = _checked_radius(memory_radius)
         self.memory = self.make_memory() if few_shot else None
         self._text_cache: tuple[object, torch.Tensor] | None = None
 
@@ -143,14 +139,15 @@ class AdaptedCLIP(nn.Module, ABC):
             self.memory.names = tuple(names)
 
     @property
-    def memory_places(self) -> tuple[Place, ...]:
+    def memory_radius(self) -> int | None:
         """See the class."""
-        return () if self.memory is None else self.memory.places  # type: ignore[return-value]
+        return self._memory_radius
 
-    @memory_places.setter
-    def memory_places(self, places: Sequence[Sequence[int]]) -> None:
+    @memory_radius.setter
+    def memory_radius(self, radius: int | None) -> None:
+        self._memory_radius = _checked_radius(radius)
         if self.memory is not None:
-            self.memory.places = tuple(Place(*place) for place in places)
+            self.memory.radius = radius  # type: ignore[assignment]
 
     @abstractmethod
     def encode_text(self) -> torch.Tensor:
@@ -408,6 +405,13 @@ class AdaptedCLIP(nn.Module, ABC):
     def __getstate__(self) -> dict[str, object]:
         """Leave the cached text features out of copies: a copy has its own parameters."""
         return {**self.__dict__, "_text_cache": None}
+
+
+def _checked_radius(radius: int | None) -> int | None:
+    if radius is not None and radius < 0:
+        msg = f"memory_radius={radius}: give rows and columns of patches, 0 or more, or None to compare with all."
+        raise ValueError(msg)
+    return radius
 
 
 def _drain(tokens: list[torch.Tensor]) -> Iterator[torch.Tensor]:

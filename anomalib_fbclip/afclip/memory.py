@@ -51,7 +51,7 @@ class WindowMemory(TokenMemory):
             names: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
             places: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
         """
-        self.names, self.places = tuple(names), tuple(places)
+        self.names, self.places = tuple(names), () if self.radius is None else tuple(places)
         self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         self.tokens = torch.stack([block[:, 1:].float() for block in tokens])
 

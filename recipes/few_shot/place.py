@@ -11,7 +11,7 @@
 A drawn product is one drawing, which the camera sees shifted by up to ``--jitter`` pixels of 224 in each direction and
 turned a little, with other noise and blur in each image. Each image goes through the backbone once, and its tokens and
 text scores serve all rows; the rows are means, and after the sign standard deviations, over ``--choices`` choices of
-the good images.
+the good images. ``auto`` says how many of the choices it compares near their place.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from anomalib.data import InferenceBatch
 from torch.nn import functional
 
 from anomalib_fbclip import FBCLIP
+from anomalib_fbclip.adapted.normal_memory import choose_radius
 from anomalib_fbclip.common.functional import tokens_to_grid
 from anomalib_fbclip.data.procedural.defects import KINDS, add_defect
 from anomalib_fbclip.data.procedural.families import FAMILIES, render
@@ -146,9 +147,12 @@ def encode(model: FBCLIP, samples: Sequence[Sample]) -> Encoded:
 
 
 @torch.no_grad()
-def remember(model: FBCLIP, good: Encoded, chosen: Sequence[int], radius: int | None) -> None:
-    """Fill a new memory with some of the good images."""
+def remember(model: FBCLIP, good: Encoded, chosen: Sequence[int], radius: int | str | None) -> None:
+    """Fill a new memory with some of the good images; a ``memory_radius`` of ``"auto"`` is chosen by these."""
     inner = model.model
+    if radius == "auto":
+        grid = inner.clip.grid_of_images(torch.zeros(1, 3, *(2 * [model.image_size])))
+        radius = choose_radius([block[0, list(chosen)] for block in good.tokens], grid)
     inner.memory_radius = radius
     inner.memory = inner.make_memory()
     pieces = len(good.tokens[0])
@@ -203,7 +207,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, help="side of tiles, in pixels of 224")
     parser.add_argument("--image-size", type=int, default=112, help="of the model (default: %(default)s)")
     parser.add_argument("--shots", type=int, nargs="*", default=[4], help="numbers of good images")
-    parser.add_argument("--radii", type=int, nargs="*", default=[-1, 4, 2, 1], help="memory_radius; -1: None")
+    parser.add_argument("--radii", nargs="*", default=["None", "4", "2", "1", "0", "auto"], help="of memory_radius")
     parser.add_argument("--choices", type=int, default=3, help="choices of the good images")
     parser.add_argument("--each", type=int, default=24, help="test images of each kind")
     arguments = parser.parse_args()
@@ -224,13 +228,15 @@ def main() -> None:
         good, test = (encode(model, each) for each in samples)
         for shot in arguments.shots:
             for radius in arguments.radii:
-                rows = []
+                wanted = {"None": None, "auto": "auto"}[radius] if radius in {"None", "auto"} else int(radius)
+                rows, near = [], 0
                 for chosen in choices(shot, arguments.choices):
-                    remember(model, good, chosen, None if radius < 0 else radius)
+                    remember(model, good, chosen, wanted)
+                    near += model.model.memory_radius is not None
                     rows.append(scores(model, test))
                 cells = [f"{mean:.1f} ± {std:.1f}" for mean, std in zip(np.mean(rows, 0), np.std(rows, 0), strict=True)]
-                radius_cell = "None" if radius < 0 else radius
-                sys.stdout.write(f"| {name} | {shot} | {radius_cell} | {' | '.join(cells)} |\n")
+                known = f"auto ({near} of {len(rows)} near)" if radius == "auto" else radius
+                sys.stdout.write(f"| {name} | {shot} | {known} | {' | '.join(cells)} |\n")
                 sys.stdout.flush()
 
 

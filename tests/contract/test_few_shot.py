@@ -6,6 +6,7 @@
 import shutil
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
@@ -116,6 +117,26 @@ def test_a_radius_compares_with_the_same_place(model, folder, engine, tmp_path):
         engine().predict(every, data_path=folder, ckpt_path=tmp_path / "few.ckpt")
 
 
+def test_the_normal_images_choose_the_radius(model, folder, tmp_path):
+    image = cv2.imread(str(folder / "0.png"))
+    (tmp_path / "alike").mkdir()
+    for index in range(4):
+        noise = np.random.default_rng(index).normal(0, 4, image.shape)
+        cv2.imwrite(str(tmp_path / "alike" / f"{index}.png"), (image + noise).clip(0, 255).astype(np.uint8))
+    few = model(k_shot=4, few_shot_source=tmp_path / "alike", memory_radius="auto")
+    path = few.save_line(tmp_path / "line.safetensors")
+    assert (few.model.memory_radius, few.model.memory.radius) == (1, 1)
+    assert FBCLIP(weights=path).model.memory.radius == 1
+    checkpoint = {"state_dict": few.state_dict(), "hyper_parameters": dict(few.hparams)}
+    few.on_save_checkpoint(checkpoint)
+    again = model(k_shot=4, memory_radius="auto")
+    again.on_load_checkpoint(checkpoint)
+    assert again.model.memory.radius == 1
+    other = model(k_shot=3, few_shot_source=folder, memory_radius="auto")
+    other.fill_memory()
+    assert other.model.memory_radius is None
+
+
 def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, folder, tmp_path, caplog):
     few = model(k_shot=2, few_shot_source=folder, normal_source=folder)
     path = few.save_adapter(tmp_path / "a.safetensors")
@@ -146,6 +167,8 @@ def test_what_cannot_be_is_said(model, surfaces, folder, engine):
         model(memory_radius=1)
     with pytest.raises(ValueError, match="memory_radius=-1"):
         model(k_shot=1, memory_radius=-1)
+    with pytest.raises(ValueError, match="memory_radius='near'"):
+        model(k_shot=1, memory_radius="near")
     with pytest.raises(ValueError, match=r"k_shot=5, but few_shot_source=.*has 3 normal images"):
         engine().predict(model(k_shot=5, few_shot_source=folder), data_path=folder)
     with pytest.raises(ValueError, match="k_shot=9, but the train split of ProceduralSurfaces has 8"):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.adapted.normal_memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory
+from anomalib_fbclip.adapted.normal_memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory, choose_radius
 from anomalib_fbclip.afclip.memory import WindowMemory
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
 from anomalib_fbclip.host.tiling import WHOLE, Place
@@ -133,7 +133,7 @@ def test_a_part_is_the_memory_of_these_images_alone(kind, radius):
     tokens = [torch.randn(9, 16, 8, generator=generator) for _ in range(2)]
     names, places = [str(index // 3) for index in range(9)], TILES * 3
     memory, asked = kind(2, 8, radius=radius), [torch.randn(6, 16, 8, generator=generator) for _ in range(2)]
-    memory.fill(tokens, grid, names, places if radius else ())
+    memory.fill(tokens, grid, names, places)
     for images in ([0, 2], [1]):
         rows = [row for row in range(9) if row // 3 in images]
         alone = kind(2, 8, radius=radius)
@@ -157,6 +157,25 @@ def test_images_of_another_size_have_no_places():
     every = NormalMemory(2, 8)
     every.load_state_dict(part.state_dict())
     torch.testing.assert_close(*(each(random_tokens(1, 4, seed=3), text, places=TILES[2:]) for each in (part, every)))
+
+
+def test_images_that_are_alike_at_each_place_choose_to_be_compared_there():
+    alike = [
+        layer.repeat(4, 1, 1) + 0.3 * noise
+        for layer, noise in zip(random_tokens(1, 6), random_tokens(4, 6, seed=1), strict=True)
+    ]
+    assert choose_radius(alike, (6, 6)) == 1
+    assert choose_radius([layer[:3] for layer in alike], (6, 6)) is None
+    elsewhere = [torch.stack([image.roll(shift, 0) for shift, image in enumerate(layer)]) for layer in alike]
+    assert choose_radius(elsewhere, (6, 6)) == 1
+    elsewhere = [torch.stack([image.roll(7 * shift, 0) for shift, image in enumerate(layer)]) for layer in alike]
+    assert choose_radius(elsewhere, (6, 6)) is None
+    # A texture that repeats itself says nothing of places.
+    plain = [
+        layer[:, :2].repeat(1, 19, 1)[:, :37] + 0.3 * noise
+        for layer, noise in zip(alike, random_tokens(4, 6, seed=2), strict=True)
+    ]
+    assert choose_radius(plain, (6, 6)) is None
 
 
 @pytest.fixture(scope="module")
