@@ -6,7 +6,9 @@
     python -m recipes.few_shot.place printed_board machined_part            # drawn, under a fixed camera
     python -m recipes.few_shot.place printed_board --tiles 112
     python -m recipes.few_shot.place printed_board --vary                   # a new drawing in each image
-    python -m recipes.few_shot.place --magnetic-tile magnetic_tile/         # photographs, four in each image
+    python -m recipes.few_shot.place --magnetic-tile magnetic_tile/         # photographs, two by two in each image
+    python -m recipes.few_shot.place --magnetic-tile magnetic_tile/ --cells 1
+    python -m recipes.few_shot.place --seconds                              # of one image
 
 A drawn product is one drawing, which the camera sees shifted by up to ``--jitter`` pixels of 224 in each direction and
 turned a little, with other noise and blur in each image. Each image goes through the backbone once, and its tokens and
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +32,7 @@ from anomalib.data import InferenceBatch
 from torch.nn import functional
 
 from anomalib_fbclip import FBCLIP
-from anomalib_fbclip.adapted.normal_memory import choose_radius
+from anomalib_fbclip.adapted.normal_memory import NormalMemory, choose_radius
 from anomalib_fbclip.common.functional import tokens_to_grid
 from anomalib_fbclip.data.procedural.defects import KINDS, add_defect
 from anomalib_fbclip.data.procedural.families import FAMILIES, render
@@ -98,14 +101,14 @@ def drawn(family: str, jitter: float, number: int, vary: bool) -> tuple[list[Sam
     return good, test
 
 
-def photographs(root: Path, number: int) -> tuple[list[Sample], list[Sample]]:
-    """Four magnetic tiles in each image, any at any place; in a bad image one of them is bad."""
+def photographs(root: Path, number: int, cells: int) -> tuple[list[Sample], list[Sample]]:
+    """``cells`` x ``cells`` magnetic tiles in each image, any at any place; in a bad image one of them is bad."""
     chance = random.Random(SEED)  # noqa: S311  # no secret
     files = sorted(root.glob("MT_*/Imgs/*.jpg"))
     chance.shuffle(files)
     free = iter([file for file in files if file.parent.parent.name == "MT_Free"])
     bad = iter([file for file in files if file.parent.parent.name != "MT_Free"])
-    side = SIDE // 2
+    side = SIDE // cells
 
     def cell(file: Path, spoiled: bool) -> Sample:
         image = cv2.resize(cv2.imread(str(file))[..., ::-1], (side, side), interpolation=cv2.INTER_AREA)
@@ -116,10 +119,12 @@ def photographs(root: Path, number: int) -> tuple[list[Sample], list[Sample]]:
         return Sample(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, mask)
 
     def mosaic(spoiled: bool) -> Sample:
-        at = chance.randrange(4) if spoiled else None
-        cells = [cell(next(bad if place == at else free), place == at) for place in range(4)]
-        rows = [[torch.cat([own[part] for own in cells[row : row + 2]], dim=-1) for part in (0, 1)] for row in (0, 2)]
-        return Sample(*(torch.cat([row[part] for row in rows], dim=-2) for part in (0, 1)))
+        at = chance.randrange(cells**2) if spoiled else None
+        each = [cell(next(bad if place == at else free), place == at) for place in range(cells**2)]
+        rows = [each[start : start + cells] for start in range(0, cells**2, cells)]
+        return Sample(
+            *(torch.cat([torch.cat([own[part] for own in row], dim=-1) for row in rows], dim=-2) for part in (0, 1)),
+        )
 
     return (
         [mosaic(spoiled=False) for _ in range(GOOD)],
@@ -192,11 +197,29 @@ def choices(shot: int, number: int) -> list[list[int]]:
     ]
 
 
+def seconds() -> None:
+    """Time of one image's comparison with four, on one thread, the least of five; tokens are random."""
+    torch.set_num_threads(1)
+    sys.stdout.write("| patches | blocks x width | memory_radius | milliseconds |\n|---|---|---|---|\n")
+    for side, layers, width in ((14, 4, 128), (28, 4, 128), (37, 5, 1024)):
+        tokens, text = [torch.randn(4, 1 + side**2, width) for _ in range(layers)], torch.zeros(1, 1 + side**2)
+        for radius in (None, 2, 1):
+            memory, times = NormalMemory(layers, width, radius), []
+            memory.fill(tokens)
+            for _ in range(5):
+                start = time.perf_counter()
+                memory([block[:1] for block in tokens], text)
+                times.append(time.perf_counter() - start)
+            sys.stdout.write(f"| {side} x {side} | {layers} x {width} | {radius} | {1000 * min(times):.1f} |\n")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", choices=FAMILIES, help="drawn products")
+    parser.add_argument("families", nargs="*", help=f"drawn products, out of {', '.join(FAMILIES)}")
     parser.add_argument("--magnetic-tile", type=Path, help="folder of the magnetic tile data set")
+    parser.add_argument("--cells", type=int, default=2, help="magnetic tiles along a side (default: %(default)s)")
+    parser.add_argument("--seconds", action="store_true", help="time one image instead")
     parser.add_argument("--vary", action="store_true", help="a new drawing in each image")
     parser.add_argument(
         "--jitter",
@@ -211,6 +234,9 @@ def main() -> None:
     parser.add_argument("--choices", type=int, default=3, help="choices of the good images")
     parser.add_argument("--each", type=int, default=24, help="test images of each kind")
     arguments = parser.parse_args()
+    if arguments.seconds:
+        seconds()
+        return
     model = FBCLIP(
         backbone="tiny",
         image_size=arguments.image_size,
@@ -220,7 +246,7 @@ def main() -> None:
     ).eval()
     sets = {name: drawn(name, arguments.jitter, arguments.each, arguments.vary) for name in arguments.families}
     if arguments.magnetic_tile is not None:
-        sets["magnetic tiles"] = photographs(arguments.magnetic_tile, arguments.each)
+        sets["magnetic tiles"] = photographs(arguments.magnetic_tile, arguments.each, arguments.cells)
     sys.stdout.write(
         "| product | good images | memory_radius | image AUROC | pixel AUROC | AUPRO |\n" + "|---" * 6 + "|\n",
     )
