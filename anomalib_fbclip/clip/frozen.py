@@ -200,7 +200,7 @@ class FrozenCLIP(nn.Module):
 
     def embed_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Word embeddings ``[P, 77, W]`` of token ids ``[P, 77]``, without positions."""
-        return self.text.token_embedding(token_ids)
+        return self.text.token_embedding(token_ids.to(self.text.token_embedding.weight.device))
 
     def encode_text(
         self,

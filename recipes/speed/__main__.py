@@ -8,8 +8,8 @@
     python -m recipes.speed --batches 1 2 4 8 --precisions float32 bfloat16 --device cuda
     python -m recipes.speed --backbone tiny --sizes 112
 
-Backbones have random weights (``tiny`` its own): time and memory do not depend on them. Every row of sizes, batch and
-precision is measured in a process of its own, time and memory apart, see ``recipes/speed/measure.py``.
+Backbones have random weights (``tiny`` its own): time and memory do not depend on them. On a CPU every combination of
+size, batch and precision is measured in a process of its own, time and memory apart; see ``recipes/speed/measure.py``.
 """
 
 from __future__ import annotations
@@ -41,17 +41,26 @@ COLUMNS = (
 )
 
 
-def run(arguments: list[str], memory: bool) -> dict[str, float]:
-    """One measuring process; ``{form: seconds or bytes}``."""
-    command = [sys.executable, "-m", "recipes.speed.measure", *arguments, *(["--memory"] if memory else [])]
-    environment = {**os.environ, **(MEMORY_ENVIRONMENT if memory else {})}
+def run(arguments: list[str], batches: list[int], what: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """One measuring process; ``{batch: {"time" or "memory": {form: seconds or bytes}}}``."""
+    command = [
+        sys.executable,
+        "-m",
+        "recipes.speed.measure",
+        *arguments,
+        "--batches",
+        *map(str, batches),
+        "--what",
+        *what,
+    ]
+    environment = {**os.environ, **(MEMORY_ENVIRONMENT if what == ["memory"] else {})}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # ours
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")  # noqa: TRY003, EM102
     return read_results(done.stdout)
 
 
-def rows(seconds: dict[str, float], memory: dict[str, float], size: int, batch: int, precision: str) -> list[list[str]]:
+def rows(seconds: dict[str, float], memory: dict[str, float], size: int, batch: str, precision: str) -> list[list[str]]:
     """Table rows of one combination."""
     result = []
     bare = memory["bare tower"]
@@ -62,11 +71,11 @@ def rows(seconds: dict[str, float], memory: dict[str, float], size: int, batch: 
         result.append([
             form,
             str(size),
-            str(batch),
+            batch,
             precision,
-            f"{time:.3f}",
+            f"{time:.4f}",
             f"{time / seconds['bare tower']:.2f}",
-            f"{batch / time:.2f}",
+            f"{int(batch) / time:.2f}",
             "" if extra is None else f"{extra / 1e6:.0f}",
             share,
         ])
@@ -95,12 +104,15 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     table = Table(*COLUMNS, title=f"{options.backbone} on {options.device}, median of {options.repeats}")
     lines = []
-    combinations = list(product(options.sizes, options.batches, options.precisions))
-    for size, batch, precision in track(combinations, console=console):
-        arguments = ["--backbone", options.backbone, "--size", str(size), "--batch", str(batch)]
-        arguments += ["--precision", precision, "--device", options.device, "--repeats", str(options.repeats)]
-        arguments += ["--forms", *forms]
-        lines += rows(run(arguments, memory=False), run(arguments, memory=True), size, batch, precision)
+    # A GPU's memory is counted by torch, so one process measures all; a CPU's needs a process that held nothing before.
+    whats = [["time"], ["memory"]] if options.device == "cpu" else [["time", "memory"]]
+    together = [[batch] for batch in options.batches] if options.device == "cpu" else [options.batches]
+    for size, precision, batches in track(list(product(options.sizes, options.precisions, together)), console=console):
+        arguments = ["--backbone", options.backbone, "--size", str(size), "--precision", precision]
+        arguments += ["--device", options.device, "--repeats", str(options.repeats), "--forms", *forms]
+        found = [run(arguments, batches, what) for what in whats]
+        for batch in map(str, batches):
+            lines += rows(found[0][batch]["time"], found[-1][batch]["memory"], size, batch, precision)
     for line in lines:
         table.add_row(*line)
     console.print(table)

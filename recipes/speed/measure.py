@@ -1,17 +1,18 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One process that times, or weighs, all forms of one combination; ``python -m recipes.speed`` starts it.
+"""One process that times, or weighs, all forms at one size and precision; ``python -m recipes.speed`` starts it.
 
 Time: the forms take turns, so that a disturbance of the machine meets all of them; the median counts. Memory on a CPU:
 the process' peak resident memory above what it held before the run, reset before each form (Linux only), with an
-allocator that gives every large block back at once. Memory on a GPU: torch's own peak.
+allocator that gives every large block back at once. Memory on a GPU: torch's own peak, in the same process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import statistics
 import sys
@@ -47,19 +48,20 @@ MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_
 _MARK = "RESULTS "
 
 
-def read_results(output: str) -> dict[str, float]:
-    """What the process printed."""
+def read_results(output: str) -> dict[str, dict[str, dict[str, float]]]:
+    """What the process printed: seconds and bytes, ``{batch: {"time" or "memory": {form: value}}}``."""
     return json.loads(next(line for line in output.splitlines() if line.startswith(_MARK))[len(_MARK) :])
 
 
 Form = Callable[[torch.Tensor], object]
+_clip = functools.cache(load_clip)
 
 
 def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]) -> dict[str, Form]:
     """What is measured: each a call with images."""
     torch.manual_seed(0)
     pretrained = "openai" if backbone in EMBEDDED else None
-    clip = load_clip(backbone, pretrained, image_size=size).to(images.device)
+    clip = _clip(backbone, pretrained, size).to(images.device)
     model = FBCLIPModel(clip).to(images.device).eval()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=5e-5)
@@ -165,22 +167,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--batches", type=int, nargs="+", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--repeats", type=int, required=True)
     parser.add_argument("--forms", nargs="+", required=True)
-    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--what", nargs="+", choices=("time", "memory"), required=True)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
     dtype = getattr(torch, options.precision)
     autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(options.device, dtype)
+    results: dict[int, dict[str, dict[str, float]]] = {}
     with torch.no_grad(), autocast:
-        forms = build_forms(options.backbone, options.size, images, options.forms)
-        for form in forms.values():  # to warm up
-            form(images[:1])
-        results = measure_memory(forms, images) if options.memory else measure_times(forms, images, options.repeats)
+        for batch in options.batches:
+            images = torch.randn(batch, 3, options.size, options.size, device=options.device)
+            forms = build_forms(options.backbone, options.size, images, options.forms)
+            for form in forms.values():  # to warm up, and to compile; one image is enough where that takes seconds
+                form(images if images.is_cuda else images[:1])
+            results[batch] = {}
+            if "time" in options.what:
+                results[batch]["time"] = measure_times(forms, images, options.repeats)
+            if "memory" in options.what:
+                results[batch]["memory"] = measure_memory(forms, images)
     sys.stdout.write(_MARK + json.dumps(results) + "\n")
 
 

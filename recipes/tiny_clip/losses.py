@@ -63,7 +63,7 @@ def dense_loss(cosines: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         logits,
         targets.expand_as(logits),
         weights,
-        pos_weight=torch.tensor(3.0),
+        pos_weight=logits.new_tensor(3.0),
     )
     chance = logits.sigmoid() * weights
     overlap = (chance * targets).sum((1, 2))
@@ -81,13 +81,18 @@ def compute(
     """All losses of one step, by name; their sum is minimised. Even steps match captions, odd steps name the kinds."""
     matching = step % 2 == 0
     chosen = torch.from_numpy(rng.permutation(len(batch.captions))[:CAPTIONS_A_STEP])
+    device = model.logit_scale.device
+    batch = batch._replace(
+        **{name: getattr(batch, name).to(device, non_blocking=True) for name in ("images", "masks", "kinds")},
+    )
     extra = [batch.captions[i] for i in chosen] if matching else kind_captions()
     prompts = [*FBCLIP_PROMPTS, *prompt_pair(rng), *(PLAIN_PROMPTS if rng.random() < 0.3 else ())]
     rows, ends = vocabulary([*prompts, *extra])
-    context = torch.randn(2, CONTEXT_LENGTH, WIDTH) * 0.02 if rng.random() < 0.75 else None
+    context = torch.randn(2, CONTEXT_LENGTH, WIDTH, device=device) * 0.02 if rng.random() < 0.75 else None
     # The towers alone in bfloat16: cosines over 0.07 need float32.
-    with torch.autocast("cpu", torch.bfloat16):
-        texts = text_features(model, _drop_words(rows, vocabulary), ends, bool(rng.random() < 0.5), context)
+    with torch.autocast(device.type, torch.bfloat16):
+        rows, causal = _drop_words(rows, vocabulary).to(device), bool(rng.random() < 0.5)
+        texts = text_features(model, rows, ends.to(device), causal, context)
         tokens = [x.float() for x in block_tokens(model.visual, batch.images, TAPS)]
     end, mean = (functional.normalize(text.float(), dim=-1) for text in texts)
     pairs = torch.cat([feature[: len(prompts)] for feature in (end, mean)])
@@ -95,7 +100,7 @@ def compute(
 
     targets, weights = patch_targets(batch.masks)
     bad = (batch.kinds > 0).float()
-    losses = {"dense": torch.zeros(()), "score": torch.zeros(())}
+    losses = {"dense": torch.zeros((), device=device), "score": torch.zeros((), device=device)}
     for share, x in zip(BLOCK_WEIGHTS, tokens, strict=True):
         joint = functional.normalize(x @ model.visual.proj, dim=-1)
         cosines = torch.einsum("bnd,vd->vbn", joint, contrast)
@@ -111,8 +116,9 @@ def compute(
     )
     words = end[len(prompts) :]
     if matching:
-        names = [f"{batch.families[i]} {batch.kinds[i]}" for i in chosen.tolist()]
-        same = torch.tensor([[float(one == other) for other in names] for one in names])
+        numbers = batch.kinds.tolist()
+        names = [f"{batch.families[i]} {numbers[i]}" for i in chosen.tolist()]
+        same = torch.tensor([[float(one == other) for other in names] for one in names], device=device)
         same = same / same.sum(1, keepdim=True)
         match = model.logit_scale.exp().clamp(max=100) * whole[chosen] @ words.T
         losses["caption"] = 0.2 * (functional.cross_entropy(match, same) + functional.cross_entropy(match.T, same))

@@ -28,7 +28,8 @@ def spectrum(rng: np.random.Generator, size: int) -> np.ndarray:
     down, across = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
     turn, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(0, 2.5)) if rng.random() < 0.6 else 1.0
     u, v = np.cos(turn) * across + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * across
-    radius = np.sqrt((u * stretch) ** 2 + v**2) + rng.uniform(0.5, 8) / side
+    # No structures as large as patches of rust: those are defects.
+    radius = np.sqrt((u * stretch) ** 2 + v**2) + rng.uniform(2, 16) / side
     white = rng.standard_normal((side, side), dtype=np.float32)
     field = np.fft.irfft2(np.fft.rfft2(white) * radius ** -rng.uniform(0.3, 1.8), (side, side))[:size, :size]
     return ((field - field.mean()) / (field.std() + 1e-6)).astype(np.float32)
@@ -49,16 +50,16 @@ def _streaks(rng: np.random.Generator, size: int, across: float) -> np.ndarray:
 def ground_metal(rng: np.random.Generator, size: int) -> np.ndarray:
     """Grinding marks of uneven strength on a grey base."""
     where = 1 + rng.uniform(0, 0.8) * np.clip(noise(rng, size, 3), -1, 1.5)
-    tone = rng.uniform(0.03, 0.18) * _streaks(rng, size, rng.uniform(1.5, 8)) * where
+    tone = rng.uniform(0.03, 0.18) * _streaks(rng, size, rng.uniform(1, 6)) * where
     tone = tone + rng.uniform(0.0, 0.08) * spectrum(rng, size) + rng.uniform(0, 0.08) * noise(rng, size, 2)
     return colour(rng, (0.0, 0.12), (0.25, 0.8)) * (1 + tone)[..., None]
 
 
 def rolled_metal(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Clouds drawn out along the rolling direction, with fine grain."""
-    tone = rng.uniform(0.03, 0.15) * _streaks(rng, size, rng.uniform(2, 14))
-    tone = tone + rng.uniform(0.02, 0.12) * fractal(rng, size, rng.uniform(2, 6), 4, rng.uniform(0.4, 0.8))
-    tone = tone + rng.uniform(0.0, 0.06) * noise(rng, size, size / rng.uniform(1, 3))
+    """Long faint marks along the rolling direction, and grain of any size: short marks and clouds are defects."""
+    tone = rng.uniform(0.0, 0.08) * _streaks(rng, size, rng.uniform(0.7, 3))
+    tone = tone + rng.uniform(0.0, 0.05) * noise(rng, size, rng.uniform(1.5, 3))
+    tone = tone + rng.choice([0.03, 0.3]) * rng.uniform(0.1, 1) * noise(rng, size, size / rng.uniform(1, 5))
     return colour(rng, (0.0, 0.15), (0.2, 0.85)) * (1 + tone)[..., None]
 
 
@@ -94,6 +95,9 @@ def _soft_alpha(rng: np.random.Generator, part: np.ndarray, kind: str) -> np.nda
         return smoothstep(depth, 0.0, rng.uniform(0.3, 1.2))
     if kind == "blotches":
         depth = fractal(rng, size, rng.uniform(2, 8), 4, rng.uniform(0.4, 0.7))
+        long = rng.uniform(0.8, 3.0)
+        depth = cv2.resize(depth[:, : max(8, round(size / long))], (size, size), interpolation=cv2.INTER_LINEAR)
+        depth = np.rot90(depth) if rng.random() < 0.5 else depth
         low = rng.uniform(0.4, 1.6)
         return smoothstep(depth, low, low + rng.uniform(0.1, 0.8))
     if kind == "line":
@@ -106,19 +110,47 @@ def _soft_alpha(rng: np.random.Generator, part: np.ndarray, kind: str) -> np.nda
         if rng.random() < 0.5:  # interrupted
             alpha = alpha * smoothstep(noise(rng, size, rng.uniform(6, 20)), -1.0, 0.3)
         return cv2.GaussianBlur(alpha, (0, 0), size * rng.uniform(0.002, 0.008))
+    if kind == "bundle":  # straight parallel marks of uneven strength, often longer than the image
+        turn, length, wide = rng.uniform(0, np.pi), size * rng.uniform(0.2, 2.0), size * rng.uniform(0.0, 0.08)
+        along, across = (np.array([np.cos(turn + quarter), np.sin(turn + quarter)]) for quarter in (0, np.pi / 2))
+        alpha = np.zeros(part.shape, dtype=np.float32)
+        for _ in range(int(rng.integers(1, 8))):
+            middle = np.asarray(at) + rng.normal(0, wide) * across + rng.normal(0, 0.1 * length) * along
+            half = (0.5 * length * rng.uniform(0.3, 1)) * (along + rng.normal(0, 0.04) * across)
+            mark = draw(size, np.stack([middle - half, middle + half]), size * rng.uniform(0.004, 0.025))
+            alpha = np.maximum(alpha, rng.uniform(0.4, 1.0) * mark)
+        alpha = alpha * (1 - rng.uniform(0, 0.6) * smoothstep(noise(rng, size, rng.uniform(4, 30)), -0.5, 1.5))
+        return cv2.GaussianBlur(alpha, (0, 0), size * rng.uniform(0.001, 0.006))
+    if kind == "crack":  # thin, irregular, with branches
+        alpha, width = np.zeros(part.shape, dtype=np.float32), size * rng.uniform(0.004, 0.014)
+        path = walk(rng, at, size * rng.uniform(0.3, 1.3), rng.uniform(0.15, 0.5), 24)
+        for branch in range(int(rng.integers(1, 5))):
+            alpha = np.maximum(alpha, draw(size, path, width * (0.7 if branch else 1.0)))
+            joint = path[rng.integers(len(path))]
+            path = walk(rng, tuple(joint), size * rng.uniform(0.1, 0.5), rng.uniform(0.15, 0.5), 16)
+        return np.clip(1.2 * cv2.GaussianBlur(alpha, (0, 0), size * rng.uniform(0.001, 0.004)), 0, 1)
     # beads: small spots along a line, as inclusions lie along the rolling direction
-    turn, length = rng.uniform(0, np.pi), size * rng.uniform(0.03, 0.6)
+    turn, length = rng.choice([0, np.pi / 2]) + rng.normal(0, 0.12), size * rng.uniform(0.03, 0.9)
+    if rng.random() < 0.3:
+        turn = rng.uniform(0, np.pi)
     alpha = np.zeros(part.shape, dtype=np.float32)
     for _ in range(int(rng.integers(1, 9))):
         along = rng.uniform(-0.5, 0.5) * length
         middle = np.asarray(at) + along * np.array([np.cos(turn), np.sin(turn)]) + rng.normal(0, size * 0.01, 2)
-        half = size * rng.uniform(0.006, 0.04) * np.array([np.cos(turn), np.sin(turn)])
+        half = size * rng.uniform(0.006, 0.12) * np.array([np.cos(turn), np.sin(turn)])
         path = np.stack([middle - half, middle + half])
         alpha = np.maximum(alpha, draw(size, path, size * rng.uniform(0.008, 0.035)))
     return np.clip(1.3 * cv2.GaussianBlur(alpha, (0, 0), size * rng.uniform(0.002, 0.012)), 0, 1)
 
 
-SOFT = {"cloud": "stain", "blotches": "discolouration", "line": "scratch", "beads": "contamination"}
+SOFT = {
+    "cloud": "stain",
+    "blotches": "discolouration",
+    "line": "scratch",
+    "bundle": "scratch",
+    "crack": "crack",
+    "beads": "contamination",
+}
 """Soft defects, and the kinds of the data module whose words describe them."""
 
 
@@ -140,7 +172,9 @@ def add_soft_defect(rng: np.random.Generator, surface: Surface) -> tuple[np.ndar
     elif name in {"cloud", "blotches"} and choice < 0.35:  # another structure
         other = image.mean((0, 1)) * (1 + rng.uniform(0.05, 0.3) * spectrum(rng, size))[..., None]
     else:
-        shift = rng.choice([-1, 1]) * rng.uniform(0.08, 0.5)
+        # Scratches shine, cracks and inclusions are dark, most of the time.
+        bright = {"bundle": 0.8, "crack": 0.1, "beads": 0.2}.get(name, 0.5)
+        shift = rng.uniform(0.08, 0.6) if rng.random() < bright else -rng.uniform(0.08, 0.6)
         tint = rng.normal(0, 0.06, 3) if rng.random() < 0.5 else np.zeros(3)
         grain = 1 + rng.uniform(0, 0.3) * spectrum(rng, size)[..., None]
         other = np.clip(image * (1 + shift) + 0.5 * shift * grain + tint, 0, 1)
