@@ -23,6 +23,7 @@ from anomalib_fbclip.clip.frozen import CLIP_MEAN, CLIP_STD
 from anomalib_fbclip.common import safe_load
 from anomalib_fbclip.common.files import replacing
 from anomalib_fbclip.common.functional import is_dense
+from anomalib_fbclip.host.tiling import Place
 from anomalib_fbclip.registration import PUBLISHED_FORMATS
 
 from . import hub
@@ -64,6 +65,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "private": (bool,),
     "k_shot": (int,),
     "memory_names": (list,),
+    "memory_places": (list,),
+    "memory_radius": (int, type(None)),
 }
 """What JSON may hold under the names that are read without a model. A SHA-256 finds damage, it is no signature."""
 
@@ -126,6 +129,8 @@ def save(model: "nn.Module", path: str | Path, memory: bool = False, **extra: An
         file_format, of_memory = LINE_FORMAT, {"private": True, "k_shot": model.memory.num_images}
         state |= {MEMORY + name: tensor for name, tensor in model.memory.state_dict().items()}
         of_memory["memory_names"] = list(model.memory_names)
+        if model.memory_radius is not None:
+            of_memory |= {"memory_radius": model.memory_radius, "memory_places": [*map(list, model.memory.places)]}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {
         **model.architecture(),
@@ -190,6 +195,7 @@ def load_into(model: "nn.Module", path: str | Path, memory: bool = True) -> Adap
     if remembered and memory:
         model.memory.load_state_dict({name.removeprefix(MEMORY): tensor for name, tensor in remembered.items()})
         model.memory_names = tuple(metadata.get("memory_names", ()))
+        model.memory.places = tuple(Place(*place) for place in metadata.get("memory_places", ()))
     return metadata
 
 

@@ -22,17 +22,19 @@ from anomalib_fbclip.clip.build import EMBEDDED, check_backbone
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
 from anomalib_fbclip.common.files import file_digest
-from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_names
+from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_names, stored_memory_radius
 from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.epochs import limit_epochs
 from anomalib_fbclip.host.module import ScoringModule
 from anomalib_fbclip.host.pre_processing import resize_images
 from anomalib_fbclip.host.regions import Regions
+from anomalib_fbclip.host.tiling import WHOLE, Place
 
 from . import adapter_file, sharing
 from .adapter_checkpoint import AdapterCheckpoint
 from .adapter_comparison import AdapterComparison
 from .model_card import Results
+from .normal_memory import MOST_JUDGED, choose_radius
 from .references import collect_references
 from .torch_model import AdaptedCLIP
 from .training_data import AnomalySynthesis, Supervision, describe_training_data, epoch_seed, repeat_order
@@ -41,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 MEMORY_TILES = 64
 """Tiles of all normal images together that a memory holds at most: each patch is compared with all of them."""
+
+PLACED_TILES = 256
+"""Likewise with a ``memory_radius``, where a patch is compared with few: for the memory alone."""
 
 DATA_FETCHER = "_data_fetcher"
 """Private name of Lightning's training loop. Where a release has another, a resumed run may draw another order."""
@@ -87,6 +92,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             Checkpoints and exports carry the memory; adapters do not.
         few_shot_source: Folder of the normal images, of which the first ``k_shot`` by name are taken. ``None``: a
             random choice from the data module's train split. Read once, when the first run begins.
+        memory_radius: A patch is compared with remembered patches at most so many rows and columns of patches from its
+            own place, 0 or more, and of tiles with the same tile: for products that lie in the same place in each
+            image. Images have one size then. ``"auto"``: what the normal images say when they are read, see
+            :func:`~anomalib_fbclip.adapted.normal_memory.choose_radius`. ``None``: with all.
         seed: Seeds the first values of the trained part, and training. ``None``: unseeded.
         **kwargs: Arguments of :class:`~anomalib_fbclip.host.clip_module.CLIPModule`.
 
@@ -123,6 +132,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         max_epochs: int | None = None,
         k_shot: int = 0,
         few_shot_source: str | Path | None = None,
+        memory_radius: int | str | None = None,
         seed: int | None = 0,
         **kwargs,
     ) -> None:
@@ -143,12 +153,16 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             msg = f"init_weights={str(init_weights)!r} is what training starts from, and with weights={str(weights)!r} "
             msg += "nothing is trained: give weights=None (--model.weights null)."
             raise ValueError(msg)
+        if isinstance(memory_radius, str) and memory_radius != "auto":
+            msg = f"memory_radius={memory_radius!r}: give a number of patches, 'auto', or None."
+            raise ValueError(msg)
         self._shared = {
             "feature_layers": feature_layers,
             "temperature": temperature,
             "smoothing_sigma": smoothing_sigma,
             "few_shot": k_shot > 0,
             "literal": literal,
+            "memory_radius": memory_radius,
         }
         self.weights = str(weights) if weights is not None else None
         self._stated_source = source
@@ -178,12 +192,18 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             msg = f"resize='keep' with tiles={self._tiles['tiles']} and k_shot={self.k_shot}: tiles and whole images "
             msg += "share one memory, leave resize at None."
             raise ValueError(msg)
+        if self._shared["memory_radius"] is not None and not self.k_shot:
+            msg = f"memory_radius={self._shared['memory_radius']!r} is not used with k_shot=0: give k_shot, the number "
+            msg += "of normal images."
+            raise ValueError(msg)
         # The first values of the trained part are drawn here, and anomalib's generator draws the threshold of one of
         # its distortions when it is made.
         with torch.random.fork_rng(devices=[], enabled=self.seed is not None):
             if self.seed is not None:
                 torch.manual_seed(self.seed)
-            super().build(model, **self._shared, **arguments)
+            self._chooses_radius = self._shared["memory_radius"] == "auto"
+            radius = None if self._chooses_radius else self._shared["memory_radius"]
+            super().build(model, **{**self._shared, "memory_radius": radius}, **arguments)
             self.synthesis = AnomalySynthesis(self.model.clip.mean, self.model.clip.std)
         self.loss = loss
         self.token_cache = None
@@ -222,9 +242,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self._tiles = {name: settled[name] for name in self._tiles}
         self.set_min_area(settled["min_area"])
         self._shared = {**{name: settled[name] for name in self._shared}, "few_shot": self.k_shot > 0}
-        kept = {"resize": "squash", "tiles": None, **stored}  # files from before it was stored
+        kept = {"resize": "squash", "tiles": None, "memory_radius": None, **stored}  # files from before it was stored
         now = {**settled, "resize": self.resize}
-        same = all(now[name] == plain(kept[name]) for name in ("k_shot", "image_size", "resize", "tiles"))
+        names = ("k_shot", "image_size", "resize", "tiles", "memory_radius")
+        same = all(now[name] == plain(kept[name]) for name in names)
         self._takes_memory = same and self.few_shot_source is None
         return {name: settled[name] for name in arguments}
 
@@ -266,13 +287,14 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             if adapter_file.is_line(metadata) and not self._takes_memory:
                 logger.warning(
                     "Memory and thresholds of the line file %s, for k_shot=%d and image_size=%s, are not used with "
-                    "k_shot=%d, image_size=%s, few_shot_source=%s.",
+                    "k_shot=%d, image_size=%s, few_shot_source=%s, memory_radius=%s.",
                     self.weights,
                     metadata["k_shot"],
                     metadata["image_size"],
                     self.k_shot,
                     self.image_size,
                     self.few_shot_source,
+                    self._shared["memory_radius"],
                 )
                 return
             if self.regions is None and self._takes_memory and metadata.get("region_mask"):
@@ -412,24 +434,59 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             files: Their files.
 
         Raises:
-            ValueError: If images that are no tiles have several sizes.
+            ValueError: If images that are no tiles have several sizes, or with a ``memory_radius`` several numbers of
+                tiles or too many.
         """
-        names = [file_digest(file) for file in files]
-        if self.tiling is not None:
-            most = max(1, MEMORY_TILES // len(images))
-            regions = [self.touched(image[None], [file]) for image, file in zip(images, files, strict=True)]
-            pieces = [
-                self.tiling.pieces(image[None], most, region=region)
-                for image, region in zip(images, regions, strict=True)
-            ]
-            images = [piece for own in pieces for piece in own]
-            names = [name for name, own in zip(names, pieces, strict=True) for _ in own]
-        sizes = {f"{image.shape[-1]} x {image.shape[-2]}" for image in images}
+        whole = images if self.tiling is None else [self.tiling.whole(image[None])[0] for image in images]
+        sizes = {f"{image.shape[-1]} x {image.shape[-2]}" for image in whole}
         if len(sizes) > 1:
             msg = f"The normal images have several sizes after the resize ({', '.join(sorted(sizes))}): a memory holds "
             msg += "one, give images of the same proportions."
             raise ValueError(msg)
-        self.model.remember(torch.stack(list(images)).to(self.device), names)
+        if self._chooses_radius:
+            judged = torch.stack(list(whole[:MOST_JUDGED])).to(self.device)
+            grid = self.model.clip.grid_of_images(judged)
+            self.model.memory_radius = choose_radius(self.model.encode_image(judged), grid)
+            logger.info("memory_radius=%s, chosen by %d normal images.", self.model.memory_radius, len(images))
+        names, places = [file_digest(file) for file in files], []
+        if self.tiling is not None:
+            regions = [self.touched(image[None], [file]) for image, file in zip(images, files, strict=True)]
+            each = list(zip(images, regions, strict=True))
+            most = max(1, MEMORY_TILES // len(images))
+            if self.model.memory_radius is not None:
+                own = [self.tiling.chosen(image[None], PLACED_TILES, region=region) for image, region in each]
+                places = self._check_places([place for chosen in own for place in chosen], len(images))
+            if places:
+                most = PLACED_TILES
+            pieces = [self.tiling.pieces(image[None], most, region=region) for image, region in each]
+            images = [piece for own in pieces for piece in own]
+            names = [name for name, own in zip(names, pieces, strict=True) for _ in own]
+        self.model.remember(torch.stack(list(images)).to(self.device), names, places)
+
+    def _check_places(self, places: list[Place], number: int) -> list[Place]:
+        """Refuse tiles of images of several sizes, and more than a memory holds, whose places would be missing.
+
+        A radius that the images are to choose is ``None`` then, and there are no places.
+        """
+        cuts = sorted({(place.rows, place.columns) for place in places if place != WHOLE})
+        msg = f"memory_radius={self.model.memory_radius}: the {number} normal images have "
+        if len(cuts) > 1:
+            found = " and ".join(f"{rows} x {columns}" for rows, columns in cuts)
+            msg += f"{found} tiles, give images of one size, or memory_radius=None."
+        elif len(places) > PLACED_TILES:
+            msg += f"{len(places)} tiles together, give fewer images (k_shot) or larger tiles, for {PLACED_TILES} at "
+            msg += "most, or memory_radius=None."
+        else:
+            return places
+        if not self._chooses_radius:
+            raise ValueError(msg)
+        logger.warning("memory_radius=None is used. %s", msg)
+        self.model.memory_radius = None
+        return []
+
+    def score_tiles(self, tiles: torch.Tensor, places: Sequence[Place]) -> InferenceBatch:
+        """Score and map of tiles; with a ``memory_radius`` by what the memory holds of the same places."""
+        return self.model(tiles) if self.model.memory_radius is None else self.model(tiles, places=places)
 
     def on_validation_start(self) -> None:
         """Fill the memory of a few-shot model; a checkpoint has been read by now."""
@@ -460,6 +517,13 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if tokens is not None and self.model.memory is None:
             number = len(set(stored_memory_names(checkpoint))) or tokens.shape[1]
             msg = f"The checkpoint holds a memory of {number} normal images: give k_shot={number}."
+            raise ValueError(msg)
+        radius = stored_memory_radius(checkpoint)
+        if tokens is not None and self._chooses_radius:
+            self.model.memory_radius = radius
+        elif tokens is not None and radius != self.model.memory_radius:
+            msg = f"The checkpoint's memory was made with memory_radius={radius}, this model has "
+            msg += f"{self.model.memory_radius}: give memory_radius={radius}."
             raise ValueError(msg)
         self._has_learned = True
         super().on_load_checkpoint(checkpoint)
@@ -514,7 +578,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
 
     def calibration_settings(self) -> dict[str, Any]:
         """Settings that thresholds hold for."""
-        return {**super().calibration_settings(), "k_shot": self.k_shot}
+        return {**super().calibration_settings(), "k_shot": self.k_shot, "memory_radius": self.model.memory_radius}
 
     def save_adapter(self, path: str | Path, **extra: Any) -> Path:  # noqa: ANN401  # what JSON holds
         """Write the trained part as an adapter file, see :func:`anomalib_fbclip.adapted.adapter_file.save`.

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import Compose, Normalize
 
@@ -37,7 +38,7 @@ from anomalib_fbclip.host.thresholds import check_rate
 from anomalib_fbclip.host.tiling import Tiling
 from anomalib_fbclip.host.unreadable import read_picture, reason
 
-from .lightning_model import AdaptedModule
+from .lightning_model import PLACED_TILES, AdaptedModule
 from .load import find_model, load_module
 from .normal_memory import TokenMemory
 
@@ -130,6 +131,7 @@ def set_up(
     crop_to_region: bool = False,
     tiles: int | None = None,
     min_area: int = 0,
+    memory_radius: int | str | None = "auto",
 ) -> Line:
     """Choose image size, tiles and memory, and find thresholds, from good images.
 
@@ -151,6 +153,7 @@ def set_up(
         tiles: Side of the tiles in pixels of the images; 0: none. ``None``: chosen.
         min_area: Least area of a defect in pixels of the images: drawn defects have about this area, thresholds are for
             it, and the line file holds it. 0: all count.
+        memory_radius: See :class:`AdaptedModule`. ``"auto"`` is ``None`` where the good images have several sizes.
 
     Raises:
         ValueError: If an argument is out of range, there is no adapter, there are too few good images, or no choice is
@@ -171,8 +174,12 @@ def set_up(
         msg += "many as the memory is to hold (1 or more)."
         raise ValueError(msg)
 
+    if memory_radius == "auto" and len({_size(file) for file in good_files}) > 1:
+        memory_radius = None
+
     def build(**settings: Any) -> AdaptedModule:  # noqa: ANN401  # of any model
         settings |= {} if region is None else {"region": region, "crop_to_region": crop_to_region}
+        settings["memory_radius"] = memory_radius
         module = _build(model, backbone, pretrained, weights, **settings)
         return module.to(device).eval()
 
@@ -291,12 +298,20 @@ class _Survey:
         """The choices that are fast enough, of settings that take longer and longer."""
         fast = []
         for size, side in settings:
-            choices = self._timed(size, side, shots)
+            choices = self._timed(size, side, self._held(size, side, shots))
             self.tried += choices
             if choices[0].seconds > self.budget:
                 break
             fast.append([choice for choice in choices if choice.seconds <= self.budget])
         return fast
+
+    def _held(self, size: Size, side: int | None, shots: Sequence[int]) -> Sequence[int]:
+        """The numbers of good images whose tiles a memory with a radius holds, one at least."""
+        if side is None or self.model.memory_radius is None:
+            return shots
+        transform = self._set(size, side)
+        tiles = len(self.module.tiling.chosen(self.read(self.good[0], transform)[None], _ALL))  # type: ignore[union-attr]
+        return [number for number in shots if number * tiles <= PLACED_TILES] or shots[:1]
 
     @torch.no_grad()
     def _score(self, choices: list[Choice]) -> None:
@@ -327,11 +342,13 @@ class _Survey:
         parts = [model.encode_image(part) for part in pieces.split(_ENCODED_AT_ONCE)]
         tokens, grid = [torch.cat(blocks) for blocks in zip(*parts, strict=True)], model.clip.grid_of_images(pieces)
         logit, scores = model.detect(tokens, model.text_features(), grid).logit, []
+        tiling = self.module.tiling
+        places = [] if tiling is None else tiling.chosen(image[None], _ALL)
         for memory in memories:
             others = [place for place, name in enumerate(memory.names) if name != own]
             # Of a memory of one, which only a user asks for, its image cannot be left out.
             model.memory = memory.part(others) if 0 < len(others) < len(memory.names) else memory
-            scores.append(model.abnormal_probability(logit, tokens, grid)[:, 0].max())
+            scores.append(model.abnormal_probability(logit, tokens, grid, places)[:, 0].max())
         return torch.stack(scores).cpu()
 
     def _timed(self, size: Size, side: int | None, shots: Sequence[int]) -> list[Choice]:
@@ -410,6 +427,11 @@ class _Survey:
             raise ValueError(msg)
         self.module.tiling = Tiling(side, settings["overlap"], height, settings["tile_batch_size"])
         return Compose([TileCanvas(self.module.tiling.canvas), Normalize(clip.mean, clip.std)])
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
 
 
 def _close_to_best(choices: list[Choice]) -> list[Choice]:

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+from torchmetrics.functional.classification import binary_auroc
 
 from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
+from anomalib_fbclip.host.tiling import WHOLE, Place
 
 PATCH_WEIGHT = 3.0
 """Power of the relative distance in a patch's odds."""
@@ -25,6 +27,15 @@ IMAGE_WEIGHT = 0.5
 NEAR = 2
 """With one image alone, its patches nearer than this (in patches) are not compared with each other."""
 
+AUTO_RADIUS = 1
+"""What :func:`choose_radius` chooses where a place says something."""
+
+PLACE_TELLS = 0.75
+"""Least AUROC of displaced patches, see :func:`choose_radius`."""
+
+LEAST_JUDGED, MOST_JUDGED = 4, 8
+"""Normal images that :func:`choose_radius` asks."""
+
 
 class TokenMemory(nn.Module):
     """Patch tokens of normal images, part of the state dict: checkpoints and exports carry them.
@@ -33,20 +44,25 @@ class TokenMemory(nn.Module):
         num_layers: Blocks S.
         width: Width D of the tokens.
         dtype: Of the stored tokens.
+        radius: A patch is compared with remembered patches at most so many rows and columns from its own place. 0: at
+            the same place alone. ``None``: with all.
 
     Attributes:
         tokens: Remembered patch tokens ``[S, K, L, D]``. In a state dict the patches of images that are not square
             have two axes, ``[S, K, g_h, g_w, D]``.
         grid: Rows and columns of the patches.
         names: What the K images are from; tiles of one image have one name. Empty: each is an image of its own.
+        places: Which tile each of the K images is; with a radius alone. Empty: each is a whole image.
     """
 
     tokens: torch.Tensor
     grid: Grid = (0, 0)
     names: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
 
-    def __init__(self, num_layers: int, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, num_layers: int, width: int, dtype: torch.dtype, radius: int | None = None) -> None:
         super().__init__()
+        self.radius = radius
         self.register_buffer("tokens", torch.zeros(num_layers, 0, 0, width, dtype=dtype))
 
     @property
@@ -76,10 +92,69 @@ class TokenMemory(nn.Module):
         Args:
             places: Places of the images in this memory, one or more.
         """
-        part = type(self)(self.tokens.shape[0], self.tokens.shape[3])  # type: ignore[call-arg]  # as subclasses are made
+        layers, _, _, width = self.tokens.shape
+        part = type(self)(layers, width, radius=self.radius)  # type: ignore[call-arg]  # as subclasses are made
         part.tokens, part.grid = self.tokens[:, list(places)], self.grid
         part.names = tuple(self.names[place] for place in places) if self.names else ()
+        part.places = tuple(self.places[place] for place in places) if self.places else ()
         return part
+
+    def closest(
+        self,
+        patches: torch.Tensor,
+        known: torch.Tensor,
+        grid: Grid | None = None,
+        places: Sequence[Place] = (),
+        own: Sequence[Place] | None = None,
+    ) -> torch.Tensor:
+        """Largest cosine of each patch to the remembered ones that it is compared with.
+
+        Args:
+            patches: Of the images, of unit length ``[B, L, D]``.
+            known: Remembered ones of the same block, of unit length ``[K, L', D]``.
+            grid: Rows and columns of the patches; ``None``: a square.
+            places: Of T tiles, in whose order the images come, each B / T times. Empty: whole images.
+            own: Which tile each of the K remembered images is; ``None``: :attr:`places`.
+
+        Returns:
+            torch.Tensor: ``[B, L]``. A tile of which none is remembered, since it showed nothing of the region there,
+            is compared with all.
+
+        Raises:
+            ValueError: If there is a radius and the images are of other grids or tiles than the remembered ones.
+        """
+        if self.radius is None:
+            return nearest(patches, known)
+        grid = grid_of(patches.shape[1]) if grid is None else grid
+        if grid != self.grid:
+            msg = f"memory_radius={self.radius} compares patches of the same place, and this image has "
+            msg += f"{grid[0]} x {grid[1]} of them where the normal images have {self.grid[0]} x {self.grid[1]}: give "
+            msg += "images of one size, or memory_radius=None."
+            raise ValueError(msg)
+        own = self.places if own is None else own
+        if not own:
+            return nearest_by_place(patches, known, grid, self.radius)
+        asked = places or (WHOLE,)
+        best: dict[int, torch.Tensor] = {}
+        tiles = patches.unflatten(0, (len(asked), -1))  # a recorded graph has batches of any size
+        for place in dict.fromkeys(asked):
+            self._check_tiles(place, own)
+            numbers = [number for number, each in enumerate(asked) if each == place]
+            same = [index for index, each in enumerate(own) if each == place]
+            here = tiles[numbers].flatten(0, 1)
+            found = nearest_by_place(here, known[same], grid, self.radius) if same else nearest(here, known)
+            best |= dict(zip(numbers, found.unflatten(0, (len(numbers), -1)), strict=True))
+        return torch.cat([best[number] for number in range(len(asked))])
+
+    def _check_tiles(self, place: Place, own: Sequence[Place]) -> None:
+        """Refuse tiles of an image that is cut otherwise than the remembered ones."""
+        cuts = {(each.rows, each.columns) for each in own if each != WHOLE}
+        if place != WHOLE and cuts and (place.rows, place.columns) not in cuts:
+            (rows, columns), *_ = cuts
+            msg = f"memory_radius={self.radius} compares tiles of the same place, and this image has {place.rows} x "
+            msg += f"{place.columns} of them where the normal images have {rows} x {columns}: give images of one size, "
+            msg += "or memory_radius=None."
+            raise ValueError(msg)
 
     def _save_to_state_dict(self, destination: dict[str, torch.Tensor], prefix: str, keep_vars: bool) -> None:
         """Give the patches of images that are not square two axes: the shape tells the grid."""
@@ -110,6 +185,7 @@ class NormalMemory(TokenMemory):
     Args:
         num_layers: Tapped blocks S.
         width: Width D of the tokens.
+        radius: See :class:`TokenMemory`.
 
     Attributes:
         tokens: Remembered patch tokens of unit length ``[S, K, L, D]``, float16.
@@ -120,25 +196,33 @@ class NormalMemory(TokenMemory):
     layer_scale: torch.Tensor
     peak: torch.Tensor
 
-    def __init__(self, num_layers: int, width: int) -> None:
-        super().__init__(num_layers, width, dtype=torch.float16)
+    def __init__(self, num_layers: int, width: int, radius: int | None = None) -> None:
+        super().__init__(num_layers, width, dtype=torch.float16, radius=radius)
         self.register_buffer("layer_scale", torch.ones(num_layers))
         self.register_buffer("peak", torch.ones(()))
-        self._pairs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._pairs: tuple[torch.Tensor, dict[Place, tuple[list[int], torch.Tensor]]] | None = None
 
     @torch.no_grad()
-    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None, names: Sequence[str] = ()) -> None:
+    def fill(
+        self,
+        tokens: Sequence[torch.Tensor],
+        grid: Grid | None = None,
+        names: Sequence[str] = (),
+        places: Sequence[Place] = (),
+    ) -> None:
         """Remember normal images instead of those before.
 
         Args:
             tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first.
             grid: Rows and columns of the patches; ``None``: a square.
             names: See :class:`TokenMemory`.
+            places: See :class:`TokenMemory`.
         """
         self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
         self.tokens, self.names = patches.half(), tuple(names)
-        distances = [_left_out(patches, index, self.grid, self.others(index)) for index in range(patches.shape[1])]
+        self.places = () if self.radius is None else tuple(places)
+        distances = [self._left_out(patches, index) for index in range(patches.shape[1])]
         self._measure(torch.stack(distances, dim=1))  # [S, K, L]
 
     @torch.no_grad()
@@ -152,22 +236,46 @@ class NormalMemory(TokenMemory):
             places: Places of the images in this memory, one or more.
         """
         if self._pairs is None or self._pairs[0] is not self.tokens:
-            self._pairs = (self.tokens, _pairwise(self.tokens.float()))
-        part = NormalMemory(self.tokens.shape[0], self.tokens.shape[3])
-        chosen = list(places)
-        part.tokens, part.grid = self.tokens[:, chosen], self.grid
-        part.names = tuple(self.names[place] for place in chosen) if self.names else ()
-        others = [part.others(index) for index in range(len(chosen))]
-        if not others[0]:
-            own = [_left_out(part.tokens.float(), index, self.grid, []) for index in range(len(chosen))]
-            part._measure(torch.stack(own, dim=1))  # of this class
-        else:
-            cosine = self._pairs[1][:, chosen][:, :, chosen].clone()  # [S, k, k, L]
-            for index, places_of_others in enumerate(others):
-                same = [place for place in range(len(chosen)) if place not in places_of_others]
-                cosine[:, index, same] = -1
-            part._measure(1 - cosine.amax(dim=2))  # of this class
+            self._pairs = (self.tokens, self._pairwise())
+        part = super().part(places)
+        assert isinstance(part, NormalMemory)  # for the type checker
+        kept = {place: index for index, place in enumerate(places)}
+        distances = []
+        for index, place in enumerate(places):
+            rows, cosine = self._pairs[1][self.places[place] if self.places else WHOLE]
+            others = set(part.others(index))
+            columns = [column for column, row in enumerate(rows) if kept.get(row) in others]
+            if columns:
+                distances.append(1 - cosine[:, rows.index(place), columns].amax(dim=1))
+            else:
+                distances.append(part._left_out(part.tokens.float(), index))  # noqa: SLF001  # of this class
+        part._measure(torch.stack(distances, dim=1))  # noqa: SLF001  # of this class
         return part
+
+    def _pairwise(self) -> dict[Place, tuple[list[int], torch.Tensor]]:
+        """Of each place its G images, and the largest cosine of each patch of each to each: ``[S, G, G, L]``."""
+        places, pairs = self.places or (WHOLE,) * self.tokens.shape[1], {}
+        for place in dict.fromkeys(places):
+            rows = [row for row, each in enumerate(places) if each == place]
+            layers = self.tokens[:, rows].float()
+            asked = [place] * len(rows)
+            found = [[self.closest(layer, each[None], self.grid, asked, [place]) for each in layer] for layer in layers]
+            pairs[place] = (rows, torch.stack([torch.stack(each, dim=1) for each in found]))
+        return pairs
+
+    def _left_out(self, patches: torch.Tensor, index: int) -> torch.Tensor:
+        """Distances ``[S, L]`` of one image of ``[S, K, L, D]`` to the others; without any to its own farther ones."""
+        others = self.others(index)
+        if not others:
+            places = torch.cartesian_prod(*(torch.arange(side, device=patches.device) for side in self.grid))
+            near = (places[:, None] - places).abs().amax(dim=-1) < NEAR
+            cosine = (patches[:, index] @ patches[:, index].mT).masked_fill(near, -1)
+            return 1 - cosine.amax(dim=-1)
+        asked = self.places[index : index + 1]
+        own = [self.places[other] for other in others] if self.places else ()
+        return torch.cat([
+            1 - self.closest(layer[index : index + 1], layer[others], self.grid, asked, own) for layer in patches
+        ])
 
     def _measure(self, normal: torch.Tensor) -> None:
         """Scale and peak from the distances ``[S, K, L]`` of the normal images to each other."""
@@ -183,13 +291,15 @@ class NormalMemory(TokenMemory):
         tokens: Sequence[torch.Tensor],
         text: torch.Tensor,
         grid: Grid | None = None,
+        places: Sequence[Place] = (),
     ) -> torch.Tensor:
         """What joins the abnormal logits.
 
         Args:
             tokens: Tokens of the images, for each tapped block ``[B, 1 + L, D]``, class token first.
             text: The text's abnormal minus normal logits ``[B, 1 + L]``.
-            grid: Not used: any patch is compared with any.
+            grid: Rows and columns of the patches; ``None``: a square.
+            places: See :meth:`TokenMemory.closest`.
 
         Returns:
             torch.Tensor: ``[B, 1 + L]``. Of a patch ``3 log(distance / peak)``: 0 where it lies as far from the normal
@@ -197,36 +307,26 @@ class NormalMemory(TokenMemory):
 
         Raises:
             RuntimeError: If the memory is empty.
+            ValueError: See :meth:`TokenMemory.closest`.
         """
-        del grid
         self.check_filled()
-        patches = PATCH_WEIGHT * (self.distance(tokens) / self.peak).clamp(min=1e-3).log()
+        patches = PATCH_WEIGHT * (self.distance(tokens, grid, places) / self.peak).clamp(min=1e-3).log()
         image = IMAGE_WEIGHT * (text[:, 1:] + patches).amax(dim=-1, keepdim=True)
         return torch.cat((image, patches), dim=-1).to(text.dtype)
 
-    def distance(self, tokens: Sequence[torch.Tensor]) -> torch.Tensor:
+    def distance(
+        self,
+        tokens: Sequence[torch.Tensor],
+        grid: Grid | None = None,
+        places: Sequence[Place] = (),
+    ) -> torch.Tensor:
         """Distance to the nearest remembered token, over that of normal patches, mean over the blocks: ``[B, L]``."""
         with full_precision(tokens[0].device):
             distances = [
-                (1 - nearest(F.normalize(layer[:, 1:].float(), dim=-1), memory.float())) / scale
+                (1 - self.closest(F.normalize(layer[:, 1:].float(), dim=-1), memory.float(), grid, places)) / scale
                 for layer, memory, scale in zip(tokens, self.tokens, self.layer_scale, strict=True)
             ]
         return torch.stack(distances).mean(dim=0)
-
-
-def _left_out(patches: torch.Tensor, index: int, grid: Grid, others: Sequence[int]) -> torch.Tensor:
-    """Distances ``[S, L]`` of one image of ``[S, K, L, D]`` to the others; without any to its own farther patches."""
-    if others:
-        return torch.cat([1 - nearest(layer[index : index + 1], layer[others]) for layer in patches])
-    places = torch.cartesian_prod(*(torch.arange(side, device=patches.device) for side in grid))
-    near = (places[:, None] - places).abs().amax(dim=-1) < NEAR
-    cosine = (patches[:, index] @ patches[:, index].mT).masked_fill(near, -1)
-    return 1 - cosine.amax(dim=-1)
-
-
-def _pairwise(patches: torch.Tensor) -> torch.Tensor:
-    """Largest cosine of each patch of ``[S, K, L, D]`` to any patch of each image: ``[S, K, K, L]``."""
-    return torch.stack([torch.stack([nearest(layer, image[None]) for image in layer], dim=1) for layer in patches])
 
 
 def nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
@@ -238,3 +338,68 @@ def nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
     for picture in memory[1:]:
         best = torch.maximum(best, (patches @ picture.T).amax(dim=-1))
     return best
+
+
+def nearest_by_place(patches: torch.Tensor, memory: torch.Tensor, grid: Grid, radius: int) -> torch.Tensor:
+    """Largest cosine of each patch ``[B, L, D]`` to tokens of ``[K, L, D]`` near its place: ``[B, L]``.
+
+    One product for each of the 2 * radius + 1 distances of rows: each row of patches with one row of each image, which
+    is ``[g_h, B * g_w, K * g_w]``. This is g_h / (2 * radius + 1) times less than what :func:`nearest` computes.
+    """
+    height, width = grid
+    rows = patches.unflatten(1, grid).transpose(0, 1).flatten(1, 2)  # [g_h, B * g_w, D]
+    known = memory.unflatten(1, grid).transpose(0, 1).flatten(1, 2)  # [g_h, K * g_w, D]
+    columns = torch.arange(width, device=patches.device)
+    far = (columns[:, None] - columns).abs() > radius
+    reach = min(radius, height - 1)
+    found = []
+    for step in range(-reach, reach + 1):
+        first, last = max(0, -step), height - max(0, step)
+        cosine = rows[first:last] @ known[first + step : last + step].mT
+        cosine = cosine.unflatten(2, (-1, width)).unflatten(1, (-1, width)).amax(dim=3)  # [., B, g_w, g_w]
+        cosine = cosine.masked_fill(far, -1).amax(dim=-1)
+        found.append(F.pad(cosine, (0, 0, 0, 0, first, height - last), value=-1))
+    return torch.stack(found).amax(dim=0).transpose(0, 1).flatten(1)
+
+
+@torch.no_grad()
+def choose_radius(tokens: Sequence[torch.Tensor], grid: Grid) -> int | None:
+    """Let normal images say whether they are alike at each place.
+
+    Each image is compared with the others within ``AUTO_RADIUS``: as it is, and displaced by half of its height, of its
+    width, of both, and by a quarter of both. Where each place has its own look, displaced patches are farther from
+    those of the others than patches of the same place are. One decision for all places: see ``docs/few_shot.md`` for
+    this rule and others.
+
+    Args:
+        tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first. The first eight are
+            asked.
+        grid: Rows and columns of the patches.
+
+    Returns:
+        int | None: ``AUTO_RADIUS`` where the AUROC of displaced against other patches, by their distance, is
+        ``PLACE_TELLS`` or more; ``None`` where it is less, and of fewer than four images, which say too little.
+    """
+    blocks = [F.normalize(block[:MOST_JUDGED, 1:].float(), dim=-1) for block in tokens]
+    if len(blocks[0]) < LEAST_JUDGED:
+        return None
+    height, width = grid
+    shifts = [(0, 0), (height // 2, 0), (0, width // 2), (height // 2, width // 2), (height // 4, width // 4)]
+    distances: torch.Tensor | float = 0.0
+    for block in blocks:
+        moved = [block.unflatten(1, grid).roll(shift, (1, 2)).flatten(1, 2) for shift in shifts]
+        found = torch.stack([_to_others(each, block, grid) for each in moved])  # [5, K, L]
+        distances = distances + found / found[0].mean().clamp(min=1e-6)
+    assert isinstance(distances, torch.Tensor)  # for the type checker
+    labels = torch.ones_like(distances, dtype=torch.int)
+    labels[0] = 0
+    return AUTO_RADIUS if binary_auroc(distances.flatten(), labels.flatten()) >= PLACE_TELLS else None
+
+
+def _to_others(asked: torch.Tensor, known: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Distance ``[K, L]`` of each of K images ``[K, L, D]`` to those of ``known`` at other indices."""
+    distances = []
+    for index in range(len(asked)):
+        others = [other for other in range(len(known)) if other != index]
+        distances.append(1 - nearest_by_place(asked[index : index + 1], known[others], grid, AUTO_RADIUS))
+    return torch.cat(distances)

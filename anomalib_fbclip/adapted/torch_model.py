@@ -24,6 +24,7 @@ from anomalib_fbclip.common.functional import (
     tokens_to_grid,
     upsample,
 )
+from anomalib_fbclip.host.tiling import Place
 
 from . import adapter_file
 from .normal_memory import NormalMemory
@@ -80,6 +81,8 @@ class AdaptedCLIP(nn.Module, ABC):
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
         few_shot: Let a memory of normal images join the text's score, see :meth:`remember`.
         literal: Compute the equations in their literal form: slower, the same values up to rounding.
+        memory_radius: A patch is compared with remembered patches at most so many rows and columns from its own place,
+            0 or more; ``None``: with all. Tiles are compared with the same tile of other images.
 
     Attributes:
         memory_names: SHA-256 of the files that the memory was filled with, in its order, as far as they are known. Each
@@ -106,6 +109,7 @@ class AdaptedCLIP(nn.Module, ABC):
         smoothing_sigma: float = 4.0,
         few_shot: bool = False,
         literal: bool = False,
+        memory_radius: int | None = None,
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -120,6 +124,7 @@ class AdaptedCLIP(nn.Module, ABC):
         self.temperature = temperature
         self.smoothing_sigma = smoothing_sigma
         self.literal = literal
+        self._memory_radius = _checked_radius(memory_radius)
         self.memory = self.make_memory() if few_shot else None
         self._text_cache: tuple[object, torch.Tensor] | None = None
 
@@ -132,6 +137,17 @@ class AdaptedCLIP(nn.Module, ABC):
     def memory_names(self, names: Sequence[str]) -> None:
         if self.memory is not None:
             self.memory.names = tuple(names)
+
+    @property
+    def memory_radius(self) -> int | None:
+        """See the class."""
+        return self._memory_radius
+
+    @memory_radius.setter
+    def memory_radius(self, radius: int | None) -> None:
+        self._memory_radius = _checked_radius(radius)
+        if self.memory is not None:
+            self.memory.radius = radius  # type: ignore[assignment]
 
     @abstractmethod
     def encode_text(self) -> torch.Tensor:
@@ -183,13 +199,14 @@ class AdaptedCLIP(nn.Module, ABC):
 
     def make_memory(self) -> nn.Module:
         """The empty memory of a few-shot model, with what :class:`NormalMemory` has: ``fill``, ``part``, ``tokens``."""
-        return NormalMemory(len(self.feature_layers), self.clip.vision_width)
+        return NormalMemory(len(self.feature_layers), self.clip.vision_width, self.memory_radius)
 
     def abnormal_probability(
         self,
         logit: torch.Tensor,
         tokens: Sequence[torch.Tensor] | None,
         grid: Grid | None = None,
+        places: Sequence[Place] = (),
     ) -> torch.Tensor:
         """Probability of class token and patches ``[B, 1 + L]``, with what the memory of a few-shot model adds.
 
@@ -197,22 +214,25 @@ class AdaptedCLIP(nn.Module, ABC):
             logit: Of the text ``[B, 1 + L]``.
             tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
             grid: See :meth:`detect`.
+            places: See :meth:`score`.
         """
         if self.memory is not None and tokens is not None:
-            logit = logit + self.memory(tokens, logit, grid)
+            logit = logit + self.memory(tokens, logit, grid, places)
         return logit.sigmoid()
 
     def forward(
         self,
         images: torch.Tensor,
         return_stages: bool = False,
+        places: Sequence[Place] = (),
     ) -> InferenceBatch | tuple[InferenceBatch, Stages]:
         """Score images.
 
         Args:
             images: Images ``[B, 3, H, W]`` normalised with the backbone's statistics, H and W multiples of the patch
                 size.
-            return_stages: Also return the tensors of every stage, for images and for tests.
+            return_stages: Also return the tensors of every stage, of whole images, for images and for tests.
+            places: See :meth:`score`.
 
         Returns:
             InferenceBatch: ``pred_score`` ``[B]`` and smoothed ``anomaly_map`` ``[B, H, W]``, both probabilities.
@@ -223,7 +243,7 @@ class AdaptedCLIP(nn.Module, ABC):
                 infinity.
         """
         if not return_stages:
-            scores = self.score(images)
+            scores = self.score(images, places=places)
             anomaly_map = self.upsample(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
             return InferenceBatch(pred_score=scores.pred_score, anomaly_map=anomaly_map)
         check_finite(images)
@@ -250,13 +270,20 @@ class AdaptedCLIP(nn.Module, ABC):
         del detection, grid
         return Stages(text_features=self.text_features(), image_tokens=tokens)
 
-    def score(self, images: torch.Tensor, tokens: Sequence[torch.Tensor] | None = None) -> Scores:
+    def score(
+        self,
+        images: torch.Tensor,
+        tokens: Sequence[torch.Tensor] | None = None,
+        places: Sequence[Place] = (),
+    ) -> Scores:
         """The method up to the probabilities of class token and patches; differentiable in training mode.
 
         Args:
             images: See :meth:`forward`.
             tokens: Tokens of the images where they are at hand, such as a :class:`TokenCache`'s: one ``[B, N, D]`` for
                 each block. The visual tower is then not run.
+            places: Of T tiles, in whose order the images come, each B / T times: what a memory with a radius compares
+                them by. Empty: whole images.
         """
         check_finite(images)
         text_features = self.text_features()
@@ -264,23 +291,39 @@ class AdaptedCLIP(nn.Module, ABC):
         grid = self.clip.grid_of_images(images)
         together = torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu"
         if together or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
-            return self._score_blocks(blocks, text_features, grid)
+            return self._score_blocks(blocks, text_features, grid, places)
         size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
         parts = zip(*(block.split(size) for block in blocks), strict=True)
-        scores = [self._score_blocks(list(part), text_features, grid) for part in parts]
+        each = [place for place in places for _ in range(len(images) // len(places))]
+        scores = [
+            self._score_blocks(list(part), text_features, grid, each[number * size : (number + 1) * size])
+            for number, part in enumerate(parts)
+        ]
         return Scores(
             torch.cat([part.pred_score for part in scores]),
             torch.cat([part.grid_map for part in scores]),
             {name: torch.cat([part.loss_terms[name] for part in scores]) for name in scores[0].loss_terms},
         )
 
-    def _score_blocks(self, blocks: list[torch.Tensor], text_features: torch.Tensor, grid: Grid) -> Scores:
+    def _score_blocks(
+        self,
+        blocks: list[torch.Tensor],
+        text_features: torch.Tensor,
+        grid: Grid,
+        places: Sequence[Place],
+    ) -> Scores:
         """Score one part of a batch; without a memory its tokens, which are consumed, are freed on the way."""
         tokens = [*blocks] if self.memory is not None and not self.training else None
-        return self._scores(self.detect(_drain(blocks), text_features, grid), tokens, grid)
+        return self._scores(self.detect(_drain(blocks), text_features, grid), tokens, grid, places)
 
-    def _scores(self, detection: Detection, tokens: Sequence[torch.Tensor] | None, grid: Grid) -> Scores:
-        abnormal = self.abnormal_probability(detection.logit, tokens, grid)
+    def _scores(
+        self,
+        detection: Detection,
+        tokens: Sequence[torch.Tensor] | None,
+        grid: Grid,
+        places: Sequence[Place] = (),
+    ) -> Scores:
+        abnormal = self.abnormal_probability(detection.logit, tokens, grid, places)
         return Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:], grid), detection.loss_terms)
 
     def text_features(self) -> torch.Tensor:
@@ -315,12 +358,13 @@ class AdaptedCLIP(nn.Module, ABC):
         with full_precision(grid_map.device):  # half precision would tie neighbouring pixels
             return upsample(grid_map, size, sigma)
 
-    def remember(self, images: torch.Tensor, names: Sequence[str] = ()) -> None:
+    def remember(self, images: torch.Tensor, names: Sequence[str] = (), places: Sequence[Place] = ()) -> None:
         """Fill the memory of a few-shot model with normal images, instead of those before.
 
         Args:
             images: See :meth:`forward`; one image or more, or tiles.
             names: A name for each, see :attr:`memory_names`.
+            places: A place for each, where they are tiles; used with a ``memory_radius``.
 
         Raises:
             RuntimeError: If the model was built without ``few_shot``.
@@ -331,7 +375,7 @@ class AdaptedCLIP(nn.Module, ABC):
         check_finite(images)
         parts = [self.encode_image(part) for part in images.split(_REMEMBERED_AT_ONCE)]
         tokens = [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
-        self.memory.fill(tokens, self.clip.grid_of_images(images), names)
+        self.memory.fill(tokens, self.clip.grid_of_images(images), names, places)
 
     def load_adapter(self, path: str | Path) -> adapter_file.AdapterMetadata:
         """Load trained tensors: our adapter file, the model's published format, or ``hf://owner/repo/file``.
@@ -361,6 +405,13 @@ class AdaptedCLIP(nn.Module, ABC):
     def __getstate__(self) -> dict[str, object]:
         """Leave the cached text features out of copies: a copy has its own parameters."""
         return {**self.__dict__, "_text_cache": None}
+
+
+def _checked_radius(radius: int | None) -> int | None:
+    if radius is not None and radius < 0:
+        msg = f"memory_radius={radius}: give rows and columns of patches, 0 or more, or None to compare with all."
+        raise ValueError(msg)
+    return radius
 
 
 def _drain(tokens: list[torch.Tensor]) -> Iterator[torch.Tensor]:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from anomalib_fbclip.adapted.normal_memory import TokenMemory, nearest
+from anomalib_fbclip.adapted.normal_memory import TokenMemory
 from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
+from anomalib_fbclip.host.tiling import Place
 
 from .aggregation import WINDOWS, mixing
 
@@ -28,21 +29,29 @@ class WindowMemory(TokenMemory):
     Args:
         num_layers: Blocks S.
         width: Width D of the tokens.
+        radius: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
     """
 
-    def __init__(self, num_layers: int, width: int) -> None:
-        super().__init__(num_layers, width, dtype=torch.float32)
+    def __init__(self, num_layers: int, width: int, radius: int | None = None) -> None:
+        super().__init__(num_layers, width, dtype=torch.float32, radius=radius)
 
     @torch.no_grad()
-    def fill(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None, names: Sequence[str] = ()) -> None:
+    def fill(
+        self,
+        tokens: Sequence[torch.Tensor],
+        grid: Grid | None = None,
+        names: Sequence[str] = (),
+        places: Sequence[Place] = (),
+    ) -> None:
         """Remember normal images instead of those before.
 
         Args:
             tokens: Tokens of the K images, for each block ``[K, 1 + L, D]``, class token first.
             grid: Rows and columns of the patches; ``None``: a square.
             names: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
+            places: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
         """
-        self.names = tuple(names)
+        self.names, self.places = tuple(names), () if self.radius is None else tuple(places)
         self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
         self.tokens = torch.stack([block[:, 1:].float() for block in tokens])
 
@@ -51,6 +60,7 @@ class WindowMemory(TokenMemory):
         tokens: Sequence[torch.Tensor],
         text: torch.Tensor,
         grid: Grid | None = None,
+        places: Sequence[Place] = (),
     ) -> torch.Tensor:
         """The memory scores as logits ``[B, 1 + L]``, the image's first, for the record of the stages.
 
@@ -58,16 +68,23 @@ class WindowMemory(TokenMemory):
             tokens: Tokens of the images, for each block ``[B, 1 + L, D]``, class token first.
             text: Not used: the text joins as a probability, see :meth:`score`.
             grid: Of the images, see :meth:`fill`.
+            places: See :meth:`TokenMemory.closest`.
         """
         del text
-        return self.score(tokens, grid).logit(eps=1e-6)
+        return self.score(tokens, grid, places).logit(eps=1e-6)
 
-    def score(self, tokens: Sequence[torch.Tensor], grid: Grid | None = None) -> torch.Tensor:
+    def score(
+        self,
+        tokens: Sequence[torch.Tensor],
+        grid: Grid | None = None,
+        places: Sequence[Place] = (),
+    ) -> torch.Tensor:
         """Memory scores in [0, 1]: of the image, the largest of its patches, and of the patches ``[B, 1 + L]``.
 
         Args:
             tokens: See :meth:`forward`.
             grid: Of the images, see :meth:`fill`.
+            places: See :meth:`TokenMemory.closest`.
 
         Raises:
             RuntimeError: If the memory is empty.
@@ -81,6 +98,6 @@ class WindowMemory(TokenMemory):
                 for window in WINDOWS:
                     sets = ((block.float(), grid), (normal, self.grid))
                     patches, known = (F.normalize(mixing(window, g)(each)[:, 1:], dim=-1) for each, g in sets)
-                    distances.append((1 - nearest(patches, known)) / 2)
+                    distances.append((1 - self.closest(patches, known, grid, places)) / 2)
             patches = torch.stack(distances).mean(dim=0).clamp(0, 1)  # rounding leaves -1e-8 of equal tokens
         return torch.cat((patches.amax(dim=-1, keepdim=True), patches), dim=-1)

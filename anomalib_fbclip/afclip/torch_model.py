@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 from anomalib_fbclip.adapted.torch_model import AdaptedCLIP, Detection
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import Grid
+from anomalib_fbclip.host.tiling import Place
 
 from . import published  # noqa: F401  # registers the reader of the published weights
 from .adaptor import Adaptor
@@ -37,6 +38,7 @@ class AFCLIPModel(AdaptedCLIP):
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
         few_shot: Let the paper's memory of normal images decide together with the text, see :meth:`remember`.
         literal: Compute the equations in their literal form: slower, the same values up to rounding.
+        memory_radius: See :class:`~anomalib_fbclip.adapted.torch_model.AdaptedCLIP`.
 
     Raises:
         ValueError: If an argument is out of range; the message holds the value.
@@ -60,8 +62,9 @@ class AFCLIPModel(AdaptedCLIP):
         smoothing_sigma: float = 4.0,
         few_shot: bool = False,
         literal: bool = False,
+        memory_radius: int | None = None,
     ) -> None:
-        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal)
+        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal, memory_radius)
         self.prompts = StatePrompts(clip, n_ctx)
         self.adaptor = Adaptor(clip.vision_width)
 
@@ -127,13 +130,14 @@ class AFCLIPModel(AdaptedCLIP):
 
     def make_memory(self) -> WindowMemory:
         """The paper's memory."""
-        return WindowMemory(len(self.feature_layers), self.clip.vision_width)
+        return WindowMemory(len(self.feature_layers), self.clip.vision_width, self.memory_radius)
 
     def abnormal_probability(
         self,
         logit: torch.Tensor,
         tokens: Sequence[torch.Tensor] | None,
         grid: Grid | None = None,
+        places: Sequence[Place] = (),
     ) -> torch.Tensor:
         """Probability of class token and patches ``[B, 1 + L]``; with a memory its score + 0.1 * the text's.
 
@@ -141,11 +145,12 @@ class AFCLIPModel(AdaptedCLIP):
             logit: Of the text ``[B, 1 + L]``.
             tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
             grid: See :meth:`detect`.
+            places: See :meth:`AdaptedCLIP.score`.
         """
         text = logit.sigmoid()
         if self.memory is None or tokens is None:
             return text
-        return (self.memory.score(tokens, grid) + TEXT_WEIGHT * text).clamp(max=1)
+        return (self.memory.score(tokens, grid, places) + TEXT_WEIGHT * text).clamp(max=1)
 
     def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> AFCLIPStages:
         """The record of every stage, see :class:`AFCLIPStages`."""

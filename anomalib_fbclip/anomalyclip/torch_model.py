@@ -44,6 +44,7 @@ class AnomalyCLIPModel(AdaptedCLIP):
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
         few_shot: Let a memory of normal images join the text's score, see :meth:`remember`. Not part of the paper.
         literal: Run both paths of the visual tower apart, by the equations: slower, the same values up to rounding.
+        memory_radius: See :class:`~anomalib_fbclip.adapted.torch_model.AdaptedCLIP`.
 
     Raises:
         ValueError: If an argument is out of range; the message holds the value.
@@ -71,8 +72,9 @@ class AnomalyCLIPModel(AdaptedCLIP):
         smoothing_sigma: float = 4.0,
         few_shot: bool = False,
         literal: bool = False,
+        memory_radius: int | None = None,
     ) -> None:
-        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal)
+        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal, memory_radius)
         if local_blocks is None:
             local_blocks = max(1, round(_LOCAL_SHARE * clip.num_layers))
         if not 1 <= local_blocks <= clip.num_layers:

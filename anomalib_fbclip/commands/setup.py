@@ -29,6 +29,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--image-size", type=int, help="in pixels, instead of choosing it")
     parser.add_argument("--tiles", type=int, help="side of tiles in pixels, instead of choosing it; 0: none")
     parser.add_argument("--k-shot", type=int, help="good images in the memory, instead of choosing their number")
+    parser.add_argument("--memory-radius", type=_radius, default="auto", help="compare patches with those of good "
+                        "images at most so many patches from their place; none: with all (default: as the good images "
+                        "say)")  # fmt: skip
     parser.add_argument("--min-area", type=int, default=0, help="least area of a defect in pixels of the images; "
                         "smaller marks do not count (default: all count)")  # fmt: skip
     parser.add_argument("--region", type=Path, help="mask, white where the images show the product")
@@ -48,12 +51,18 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
+def _radius(word: str) -> int | str | None:
+    if word in {"auto", "none"}:
+        return None if word == "none" else word
+    return int(word)
+
+
 def _expectations(line: Line, path: Path) -> str:
     found, module = line.thresholds, line.module
     low, high = (100 * end for end in found["interval"])
     said = (
         f"{path}: {module.model_name} on {module.hparams['backbone']}, {module.image_size} pixels{_cut(module)}, "
-        f"{module.k_shot} good images in the memory. Private: it holds features of these images.\n"
+        f"{module.k_shot} good images in the memory{_near(module)}. Private: it holds features of these images.\n"
         f"Time per image: {line.seconds:.3g} s.\n"
         f"Thresholds for score {found['image']:.4f} and map {found['pixel']:.4f}, from {found['pictures']} good "
         f"images.\n"
@@ -69,6 +78,11 @@ def _expectations(line: Line, path: Path) -> str:
             f"map. Image AUROC {100 * (line.auroc or 0):.1f} %. Size, tiles and memory were chosen on these images.\n"
         )
     return said + f"Use it: anomalib predict --model {module.model_name} --model.weights {path} --data <folder>\n"
+
+
+def _near(module: AdaptedModule) -> str:
+    radius = module.model.memory_radius
+    return "" if radius is None else f", patches compared near their place (memory_radius={radius})"
 
 
 def _cut(module: AdaptedModule) -> str:

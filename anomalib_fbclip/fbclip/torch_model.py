@@ -65,6 +65,7 @@ class FBCLIPModel(AdaptedCLIP):
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
         few_shot: Let a memory of normal images join the text's score, see :meth:`remember`. Not part of the paper.
         literal: Compute the equations in their literal form: slower, the same values up to rounding.
+        memory_radius: See :class:`~anomalib_fbclip.adapted.torch_model.AdaptedCLIP`.
 
     Raises:
         ValueError: If an argument is out of range; the message holds the value.
@@ -95,8 +96,9 @@ class FBCLIPModel(AdaptedCLIP):
         smoothing_sigma: float = 4.0,
         few_shot: bool = False,
         literal: bool = False,
+        memory_radius: int | None = None,
     ) -> None:
-        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal)
+        super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal, memory_radius)
         if not views or set(views) - set(VIEWS):
             msg = f"views={list(views)}: choose one or more of {list(VIEWS)}."
             raise ValueError(msg)

@@ -20,6 +20,7 @@ from anomalib_fbclip.data.picture_folder import PictureFolder
 from anomalib_fbclip.host.calibration import NormalScores
 from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.post_processing import LABELS
+from anomalib_fbclip.host.tiling import Place
 from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, read_picture
 
 from .bank import content_keys
@@ -264,7 +265,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
                 self._evidence.append(torch.stack(evidence))  # read at the end of the run: here the host would wait
             return self.model.predict(stages, images.shape[-2:])
 
-        def of_tiles(tiles: torch.Tensor) -> InferenceBatch:
+        def of_tiles(tiles: torch.Tensor, _: Sequence[Place]) -> InferenceBatch:
             # Tiles come tile by tile. A recorded graph must not ask for their number, which would fix it.
             stages = self.model.analyse(
                 tiles,

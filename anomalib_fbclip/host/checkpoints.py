@@ -20,6 +20,7 @@ from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import is_dense
 
 from .regions import Regions
+from .tiling import Place
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ def strip(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         **{name: module.calibration_settings().get(name) for name in _RESIZED},
         "source": module.source,
         "memory_names": list(getattr(module.model, "memory_names", ())),
+        "memory_radius": getattr(module.model, "memory_radius", None),
+        "memory_places": [list(place) for place in getattr(getattr(module.model, "memory", None), "places", ())],
     }
 
 
@@ -164,12 +167,19 @@ def check(module: LightningModule, checkpoint: dict[str, Any]) -> None:
         module.regions = Regions.unpacked(ours["region"])
     if "model.memory.tokens" in checkpoint["state_dict"]:
         module.model.memory_names = tuple(stored_memory_names(checkpoint))
+        module.model.memory.places = tuple(Place(*place) for place in ours.get("memory_places", ()))
 
 
 def stored_memory_names(checkpoint: Mapping[str, Any]) -> Sequence[str]:
     """Names of what the memory in a checkpoint holds, see :class:`TokenMemory`; empty where they are not known."""
     ours = checkpoint.get(_KEY)
     return ours.get("memory_names", ()) if isinstance(ours, Mapping) else ()
+
+
+def stored_memory_radius(checkpoint: Mapping[str, Any]) -> int | None:
+    """The ``memory_radius`` that the memory in a checkpoint was made with."""
+    ours = checkpoint.get(_KEY)
+    return ours.get("memory_radius") if isinstance(ours, Mapping) else None
 
 
 def refill(module: LightningModule, state_dict: Mapping[str, Any]) -> dict[str, Any]:

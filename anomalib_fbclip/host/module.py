@@ -35,7 +35,7 @@ from .processes import share_folder
 from .regions import Regions
 from .report import Report
 from .thresholds import check_rate
-from .tiling import Tiling
+from .tiling import Place, Tiling
 from .unreadable import files_of, name_unreadable, predicted_files, read_picture, restore
 from .validation import KeptPredictions, is_preparation, source_of, validates_on_test_images
 from .verdicts import Confusion, how_to_calibrate, is_calibrated
@@ -441,7 +441,17 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """
         if self.tiling is None:
             return self.model(images)
-        return self.tiling(self.model, images, region=self.touched(images, paths))
+        return self.tiling(self.model, images, self.score_tiles, self.touched(images, paths))
+
+    def score_tiles(self, tiles: torch.Tensor, places: Sequence[Place]) -> InferenceBatch:
+        """Score and map of tiles.
+
+        Args:
+            tiles: ``[T * B, 3, size, size]``, tile by tile.
+            places: Where the T tiles are.
+        """
+        del places
+        return self.model(tiles)
 
     def score_unnamed(self, images: torch.Tensor) -> InferenceBatch:
         """Score and map of transformed images of which nothing else is known."""
@@ -498,7 +508,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
         before = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", "tiles": None, "overlap": None}
-        before |= {"region": None, "min_area": 0}
+        before |= {"region": None, "min_area": 0, "memory_radius": None}
         theirs = {**before, **metadata}
         ours = self.calibration_settings()
         # A larger least area only removes false alarms.

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from anomalib.data import InferenceBatch
@@ -18,8 +19,29 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 
 from .pre_processing import FittingResize, linear_matrix, resize_images
 
+
+class Place(NamedTuple):
+    """Where a tile is in its image.
+
+    Attributes:
+        number: Of the tile, row by row from 1; 0: the whole image.
+        rows: Tiles of the image from top to bottom.
+        columns: From left to right.
+    """
+
+    number: int
+    rows: int
+    columns: int
+
+
+WHOLE = Place(0, 0, 0)
+"""Of an image that is no tile."""
+
 Score = Callable[[torch.Tensor], InferenceBatch]
 """Images ``[B, 3, h, w]`` to scores ``[B]`` and maps ``[B, h, w]``, both in [0, 1]."""
+
+ScoreTiles = Callable[[torch.Tensor, Sequence[Place]], InferenceBatch]
+"""Likewise of tiles ``[T * B, 3, h, w]``, tile by tile, with the place of each of the T tiles."""
 
 WHOLE_WEIGHT = 0.25
 """Of the whole image in the joined map."""
@@ -118,14 +140,30 @@ class Tiling:
         """
         side, rows, columns = self.places(*image.shape[-2:])
         places = list(product(rows, columns))
-        if len(places) == 1:
+        chosen = self.chosen(image, most, first, region)[1:]
+        if not chosen:
             return [self.whole(image)[0]]
+        return [self.whole(image)[0], *self.cut(image, [places[place.number - 1] for place in chosen], side)]
+
+    def chosen(
+        self,
+        image: torch.Tensor,
+        most: int,
+        first: int = 0,
+        region: torch.Tensor | None = None,
+    ) -> list[Place]:
+        """Places of what :meth:`pieces` gives, the whole canvas first."""
+        side, rows, columns = self.places(*image.shape[-2:])
+        places = list(product(rows, columns))
+        if len(places) == 1:
+            return [WHOLE]
+        numbers = list(range(len(places)))
         if region is not None:
             shown = show(region, places, side)[:, 0].tolist()
-            places = [place for place, any_shown in zip(places, shown, strict=True) if any_shown]
-        step = max(1.0, len(places) / most)
-        chosen = [places[(int(index * step) + first) % len(places)] for index in range(min(most, len(places)))]
-        return [self.whole(image)[0], *self.cut(image, chosen, side)]
+            numbers = [number for number, any_shown in zip(numbers, shown, strict=True) if any_shown]
+        step = max(1.0, len(numbers) / most)
+        taken = [numbers[(int(index * step) + first) % len(numbers)] for index in range(min(most, len(numbers)))]
+        return [WHOLE, *(Place(number + 1, len(rows), len(columns)) for number in taken)]
 
     def draw(self, images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw for training: of each image at random the whole or a tile; of one with a defect, a tile that shows it.
@@ -163,7 +201,7 @@ class Tiling:
         self,
         score: Score,
         images: torch.Tensor,
-        of_tiles: Score | None = None,
+        of_tiles: ScoreTiles | None = None,
         region: torch.Tensor | None = None,
     ) -> InferenceBatch:
         """Score whole images and their tiles, and join them.
@@ -171,7 +209,7 @@ class Tiling:
         Args:
             score: The model.
             images: Canvases ``[B, 3, H, W]``.
-            of_tiles: The model of tiles, which come tile by tile, each of all images. ``None``: the same.
+            of_tiles: The model of tiles. ``None``: the same.
             region: Pixels of the canvases that count ``[B, H, W]``, or ``[1, H, W]``: tiles that show none of them have
                 neither score nor map. ``None``: all.
 
@@ -189,7 +227,7 @@ class Tiling:
         if len(rows) * len(columns) == 1:
             return InferenceBatch(pred_score=whole.pred_score, anomaly_map=tall @ found)
         blend = self._blend_at_once if torch.compiler.is_exporting() else self.blend
-        scores, tiled = blend(of_tiles or score, images, side, rows, columns, region)
+        scores, tiled = blend(of_tiles or (lambda tiles, _: score(tiles)), images, side, rows, columns, region)
         if torch.compiler.is_exporting():
             tiled = join_maps(tall @ found, tiled)
         else:
@@ -199,7 +237,7 @@ class Tiling:
 
     def blend(
         self,
-        score: Score,
+        score: ScoreTiles,
         images: torch.Tensor,
         side: int,
         rows: list[int],
@@ -218,7 +256,10 @@ class Tiling:
             every = [place for place, any_shown in zip(every, shown.any(dim=1).tolist(), strict=True) if any_shown]
         for start in range(0, len(every), step):
             places = every[start : start + step]
-            found = score(self.cut(images, [(top, left) for (_, top), (_, left) in places], side))
+            numbers = [
+                Place(1 + row * len(columns) + column, len(rows), len(columns)) for (row, _), (column, _) in places
+            ]
+            found = score(self.cut(images, [(top, left) for (_, top), (_, left) in places], side), numbers)
             scores.append(found.pred_score.unflatten(0, (len(places), count)))
             maps = (reduce @ found.anomaly_map.float() @ reduce.T).unflatten(0, (len(places), count))
             for ((row, top), (column, left)), tile in zip(places, maps, strict=True):
@@ -229,7 +270,7 @@ class Tiling:
 
     def _blend_at_once(
         self,
-        score: Score,
+        score: ScoreTiles,
         images: torch.Tensor,
         side: int,
         rows: list[int],
@@ -237,7 +278,9 @@ class Tiling:
         region: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The same in two matrix products, for a recorded graph."""
-        found = score(self.cut(images, list(product(rows, columns)), side))
+        places = list(product(rows, columns))
+        numbers = [Place(1 + number, len(rows), len(columns)) for number in range(len(places))]
+        found = score(self.cut(images, places, side), numbers)
         reduce = linear_matrix(self.size, side)
         axes = []
         for starts, length in ((rows, images.shape[-2]), (columns, images.shape[-1])):

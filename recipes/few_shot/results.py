@@ -24,11 +24,11 @@ import torch
 from torch.nn import functional
 
 from anomalib_fbclip import FBCLIP, MagneticTile, ProceduralSurfaces
+from anomalib_fbclip.adapted import normal_memory as fusion
 from anomalib_fbclip.adapted.references import collect_references
 from anomalib_fbclip.common.functional import tokens_to_grid
 from anomalib_fbclip.data.magnetic_tile import DEFECTS
 from anomalib_fbclip.data.procedural.families import GROUPS
-from anomalib_fbclip.fbclip import memory as fusion
 from anomalib_fbclip.host.metrics import ImageScores, ScoreHistogram
 
 if TYPE_CHECKING:

@@ -43,6 +43,7 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip import FBCLIP, FiSeCLIP
 from anomalib_fbclip.host.metrics import ImageScores, ScoreHistogram
+from anomalib_fbclip.host.tiling import Place
 
 CELL = 120
 DEFECTS = ("MT_Blowhole", "MT_Break", "MT_Crack")
@@ -184,7 +185,7 @@ class Ways:
         canvas = tiled.pre_processor(sample.image[None])
         seen: dict[bytes, InferenceBatch] = {}
 
-        def score(images: torch.Tensor) -> InferenceBatch:
+        def score(images: torch.Tensor, _: Sequence[Place] = ()) -> InferenceBatch:
             key = images.numpy().tobytes()
             if key not in seen:
                 seen[key] = tiled.model(images)

@@ -6,6 +6,7 @@
 import shutil
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
@@ -13,6 +14,7 @@ from anomalib.deploy import ExportType
 
 from anomalib_fbclip import FBCLIP, AuxiliaryTransfer
 from anomalib_fbclip.adapted import adapter_file as adapters
+from anomalib_fbclip.host.unreadable import read_picture
 
 
 @pytest.fixture
@@ -97,6 +99,44 @@ def test_pictures_of_a_folder_serve_predict_and_exports(model, folder, engine, t
         torch.testing.assert_close(torch.tensor(found[name]).squeeze(), value, atol=1e-4, rtol=0)
 
 
+def test_a_radius_compares_with_the_same_place(model, folder, engine, tmp_path):
+    few, every = (model(k_shot=2, few_shot_source=folder, memory_radius=radius) for radius in (0, None))
+    image = read_picture(min(folder.iterdir()))[None]
+    means = []
+    for module in (few, every):
+        module.fill_memory()
+        with torch.no_grad():
+            means.append([float(module.eval()(each).anomaly_map.mean()) for each in (image, image.roll(32, dims=-1))])
+    (near, far), (_, known) = means
+    assert far > max(near, known)
+    runner = engine()
+    runner.predict(few, data_path=folder)
+    runner.trainer.save_checkpoint(tmp_path / "few.ckpt")
+    assert FBCLIP.load_from_checkpoint(tmp_path / "few.ckpt").model.memory.radius == 0
+    with pytest.raises(ValueError, match="memory_radius=0, this model has None: give memory_radius=0"):
+        engine().predict(every, data_path=folder, ckpt_path=tmp_path / "few.ckpt")
+
+
+def test_the_normal_images_choose_the_radius(model, folder, tmp_path):
+    image = cv2.imread(str(folder / "0.png"))
+    (tmp_path / "alike").mkdir()
+    for index in range(4):
+        noise = np.random.default_rng(index).normal(0, 4, image.shape)
+        cv2.imwrite(str(tmp_path / "alike" / f"{index}.png"), (image + noise).clip(0, 255).astype(np.uint8))
+    few = model(k_shot=4, few_shot_source=tmp_path / "alike", memory_radius="auto")
+    path = few.save_line(tmp_path / "line.safetensors")
+    assert (few.model.memory_radius, few.model.memory.radius) == (1, 1)
+    assert FBCLIP(weights=path).model.memory.radius == 1
+    checkpoint = {"state_dict": few.state_dict(), "hyper_parameters": dict(few.hparams)}
+    few.on_save_checkpoint(checkpoint)
+    again = model(k_shot=4, memory_radius="auto")
+    again.on_load_checkpoint(checkpoint)
+    assert again.model.memory.radius == 1
+    other = model(k_shot=3, few_shot_source=folder, memory_radius="auto")
+    other.fill_memory()
+    assert other.model.memory_radius is None
+
+
 def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, folder, tmp_path, caplog):
     few = model(k_shot=2, few_shot_source=folder, normal_source=folder)
     path = few.save_adapter(tmp_path / "a.safetensors")
@@ -123,6 +163,12 @@ def test_what_cannot_be_is_said(model, surfaces, folder, engine):
         model(k_shot=-1)
     with pytest.raises(ValueError, match="is not used with k_shot=0"):
         model(few_shot_source=folder)
+    with pytest.raises(ValueError, match="memory_radius=1 is not used with k_shot=0"):
+        model(memory_radius=1)
+    with pytest.raises(ValueError, match="memory_radius=-1"):
+        model(k_shot=1, memory_radius=-1)
+    with pytest.raises(ValueError, match="memory_radius='near'"):
+        model(k_shot=1, memory_radius="near")
     with pytest.raises(ValueError, match=r"k_shot=5, but few_shot_source=.*has 3 normal images"):
         engine().predict(model(k_shot=5, few_shot_source=folder), data_path=folder)
     with pytest.raises(ValueError, match="k_shot=9, but the train split of ProceduralSurfaces has 8"):

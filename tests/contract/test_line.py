@@ -146,9 +146,11 @@ def test_the_setup_command_and_what_it_prints(folders, tmp_path, capsys) -> None
     path = tmp_path / "line.safetensors"
     words = ["setup", str(folders / "good"), "--bad", str(folders / "bad"), "--output", str(path)]
     words += ["--backbone", "tiny", "--image-size", "56", "--rate", "0.2", "--seconds-per-image", "60"]
+    words += ["--memory-radius", "0"]
     assert main(words) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "from 8 good images" in said
+    assert "near their place (memory_radius=0)" in said
     assert "False alarms to expect: 11.1 %, 95 % interval" in said
     assert "of 4 by score" in said
     assert "s per image" in said or "Time per image" in said
@@ -220,6 +222,26 @@ def test_tiles_are_tried_where_images_are_large_and_time_allows(large, adapters,
         set_up(large / "good", **settings, seconds_per_image=0.5, tiles=60)
 
 
+def test_with_a_radius_memories_that_hold_all_tiles_are_tried(large, adapters, monkeypatch) -> None:
+    monkeypatch.setattr("anomalib_fbclip.adapted.line._Survey.times", lambda *_: [0.1])
+    monkeypatch.setattr("anomalib_fbclip.adapted.line.PLACED_TILES", 27)  # seven of each image
+    settings = {"weights": str(adapters["FBCLIP"]), "image_size": 40, "tiles": 60, "rate": 0.3}
+    for radius, tried in ((1, [2]), (None, [2, 4])):
+        line = set_up(large / "good", large / "bad", **settings, memory_radius=radius)
+        assert [choice.k_shot for choice in line.tried] == tried
+
+
+def test_good_images_of_several_sizes_choose_no_radius(folders, adapters, tmp_path) -> None:
+    image = cv2.imread(str(folders / "good" / "0.png"))
+    for index in range(5):
+        noise = np.random.default_rng(index).normal(0, 4, image.shape)
+        cv2.imwrite(str(tmp_path / f"{index}.png"), (image + noise).clip(0, 255).astype(np.uint8))
+    settings = {"weights": str(adapters["FBCLIP"]), "image_size": 56, "k_shot": 4, "rate": 0.3}
+    assert set_up(tmp_path, **settings).module.model.memory_radius == 1
+    cv2.imwrite(str(tmp_path / "5.png"), cv2.resize(image, (70, 90)))
+    assert set_up(tmp_path, **settings).module.model.memory_radius is None
+
+
 @pytest.mark.parametrize("bad", [True, False])
 def test_a_survey_tries_sizes_of_tiles_and_memory(bad, large, adapters, caplog) -> None:
     settings = {"weights": str(adapters["FBCLIP"]), "image_size": 40, "rate": 0.3, "seconds_per_image": 60}
@@ -276,6 +298,7 @@ def test_every_way_to_use_a_line_file_gives_the_verdicts_of_the_setup(
     capsys,
 ) -> None:
     settings = {"image_size": 40, "k_shot": 2, "tiles": 60, "rate": 0.3, "seconds_per_image": 60, "min_area": 40}
+    settings["memory_radius"] = 1
     line = set_up(large / "good", large / "bad", weights=str(adapters["FBCLIP"]), **settings)
     path, found = line.module.save_line(tmp_path / "line.safetensors"), line.thresholds
     expected = {
@@ -288,6 +311,7 @@ def test_every_way_to_use_a_line_file_gives_the_verdicts_of_the_setup(
 
     model = FBCLIP(weights=path)
     assert (model.post_processor.min_area, model.tiling.side, model.thresholds) == (40, 60, found)
+    assert model.model.memory.radius == 1
     assert model.resize == "squash"
     runner = engine()
     runner.predict(model, data_path=large / "bad")

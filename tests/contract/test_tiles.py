@@ -3,6 +3,8 @@
 
 """Large images scored in tiles."""
 
+import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from anomalib_fbclip import FBCLIP, FiSeCLIP
 from anomalib_fbclip.adapted import adapter_file
 from anomalib_fbclip.fiseclip.torch_model import MEMORY_TILES
 from anomalib_fbclip.host.prediction_index import read_table
-from anomalib_fbclip.host.tiling import Tiling, blend_weights
+from anomalib_fbclip.host.tiling import WHOLE, Place, Tiling, blend_weights
 
 HEIGHT, WIDTH = 90, 150
 TILES = {"backbone": "tiny", "image_size": 40, "tiles": 60, "tile_batch_size": 4}
@@ -35,7 +37,7 @@ def images(tmp_path_factory):
     return good_and_bad(tmp_path_factory.mktemp("large"), HEIGHT, WIDTH, slice(40, 48), across=8, step=15)
 
 
-def brightness(images):
+def brightness(images, _=()):
     """A model for the tests of what is around it: the map is the image."""
     return InferenceBatch(pred_score=images.mean(dim=(1, 2, 3)), anomaly_map=images.mean(dim=1))
 
@@ -85,7 +87,7 @@ def test_tiles_of_the_models_own_size_are_cut_as_they_are():
     assert (tiling.canvas(HEIGHT, WIDTH), side) == ((HEIGHT, WIDTH), 40)
     seen = []
 
-    def model(tiles):
+    def model(tiles, _):
         seen.append(tiles)
         return brightness(tiles)
 
@@ -127,7 +129,7 @@ def test_tiles_without_the_region_are_left_out():
     region[1, 70:, :20] = True
     scored = []
 
-    def model(tiles):
+    def model(tiles, _=()):
         scored.append(len(tiles))
         return InferenceBatch(pred_score=tiles[:, 0, 0, 0], anomaly_map=tiles.mean(dim=1))
 
@@ -264,6 +266,37 @@ def test_the_tiles_of_normal_images_are_remembered(name, images, tmp_path):
         assert other.thresholds["origin"] == "fixed" or tiles is None
 
 
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_radius_compares_tiles_with_the_same_tile(name, images, tmp_path, monkeypatch):
+    near = {"k_shot": 2, "few_shot_source": images / "good", "memory_radius": 1, "normal_source": images / "good"}
+    few = CLASSES[name](**near, **TILES)
+    line = few.save_line(tmp_path / "line.safetensors")
+    memory = few.model.memory
+    assert memory.places == 2 * (WHOLE, *(Place(number, 2, 3) for number in range(1, 7)))
+    again = CLASSES[name](backbone="tiny", weights=line).eval()
+    assert (again.model.memory.places, again.thresholds) == (memory.places, few.thresholds)
+    raw = torch.rand(2, 3, HEIGHT, WIDTH)
+    with torch.no_grad():
+        found = few.eval()(raw).anomaly_map
+        assert torch.equal(again(raw).anomaly_map, found)
+        # The way by hand: each tile by a memory of this tile alone.
+        canvas = few.pre_processor(raw)
+        side, rows, columns = few.tiling.places(*canvas.shape[-2:])
+        tiles = few.tiling.cut(canvas, list(itertools.product(rows, columns)), side)
+        together = few.model(tiles, places=memory.places[1:7]).anomaly_map
+        for number, own in enumerate(tiles.split(2)):
+            few.model.memory = copy.deepcopy(memory)
+            few.model.memory.tokens, few.model.memory.places = memory.tokens[:, [1 + number, 8 + number]], ()
+            assert_close(few.model(own).anomaly_map, together[2 * number : 2 * number + 2])
+    raw = [torch.rand(3, *size) for size in ((60, 100), (100, 60))]
+    files = sorted((images / "good").iterdir())[:2]
+    with pytest.raises(ValueError, match="2 x 3 and 3 x 2 tiles"):
+        few.remember(raw, files)
+    monkeypatch.setattr("anomalib_fbclip.adapted.lightning_model.PLACED_TILES", 13)
+    with pytest.raises(ValueError, match="the 2 normal images have 14 tiles together"):
+        few.remember(raw[:1] * 2, files)
+
+
 @settings(max_examples=40, deadline=None)
 @given(height=st.integers(20, 90), width=st.integers(20, 90), side=st.integers(8, 60), seed=st.integers(0, 99))
 def test_what_is_drawn_to_train_on_shows_the_defect(height, width, side, seed):
@@ -300,7 +333,7 @@ def test_training_draws_tiles(anomalous, images, engine):
 
 
 @pytest.mark.parametrize("name", ["FBCLIP", "FiSeCLIP"])  # the graphs of the others differ in nothing that matters here
-def test_exports_of_tiles(name, engine, tmp_path):
+def test_exports_of_tiles(name, images, engine, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     openvino = pytest.importorskip("openvino")
     light = {"weights": None, "feature_layers": [1]} if name in ADAPTED else {"matching": False}
@@ -309,13 +342,20 @@ def test_exports_of_tiles(name, engine, tmp_path):
         inside[10:80, 40:145] = True
         Image.fromarray(inside).save(tmp_path / "region.png")
         light |= {"views": ["id"], "attention": False, "region": tmp_path / "region.png", "crop_to_region": True}
+        light |= {"k_shot": 2, "few_shot_source": images / "good", "memory_radius": 1}
     model = CLASSES[name](**TILES, **light).eval()
+    if name == "FBCLIP":
+        model.fill_memory()
     raw = torch.rand(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(raw)
         loaded = torch.load(engine().export(model, "torch", export_root=tmp_path), weights_only=False)["model"]
         assert_close(loaded(raw).anomaly_map, expected.anomaly_map)
-        assert loaded(torch.rand(1, 3, 70, 60)).anomaly_map.shape[-2:] == (47, 40)
+        if name == "FBCLIP":
+            with pytest.raises(ValueError, match="give images of one size, or memory_radius=None"):
+                loaded(torch.rand(1, 3, 70, 60))
+        else:
+            assert loaded(torch.rand(1, 3, 70, 60)).anomaly_map.shape[-2:] == (47, 40)
     with pytest.raises(ValueError, match="give input_size"):
         model.to_onnx(tmp_path)
     path = engine().export(model, "onnx", export_root=tmp_path, input_size=(HEIGHT, WIDTH))

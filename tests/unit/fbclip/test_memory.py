@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomalib_fbclip.adapted.normal_memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory
+from anomalib_fbclip.adapted.normal_memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory, choose_radius
+from anomalib_fbclip.afclip.memory import WindowMemory
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
+from anomalib_fbclip.host.tiling import WHOLE, Place
 
 
 def random_tokens(batch, grid, layers=2, width=8, seed=0):
@@ -93,6 +95,87 @@ def test_what_it_knows_is_normal_and_what_it_does_not_is_not():
     turned = NormalMemory(2, 8)
     turned.fill([layer.flip(0) for layer in known])
     torch.testing.assert_close(turned(strange, torch.zeros(1, 17))[0], evidence)
+
+
+TILES = [WHOLE, *(Place(number, 2, 1) for number in (1, 2))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    grid=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    radius=st.integers(0, 6),
+    count=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    tiled=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_near_its_place_is_a_comparison_of_all_pairs_behind_a_mask(grid, radius, count, batch, tiled, seed):
+    generator, patches = torch.Generator().manual_seed(seed), grid[0] * grid[1]
+    places = TILES if tiled else [WHOLE]
+    query, known = (
+        torch.nn.functional.normalize(torch.randn(len(places), number, patches, 6, generator=generator), dim=-1)
+        for number in (batch, count)
+    )
+    memory = NormalMemory(1, 6, radius)
+    memory.grid = grid
+    memory.places = tuple(place for place in places for _ in range(count)) if tiled else ()
+    found = memory.closest(query.flatten(0, 1), known.flatten(0, 1), grid, places if tiled else ())
+    at = torch.cartesian_prod(*map(torch.arange, grid)).reshape(-1, 2)
+    far = (at[:, None] - at).abs().amax(dim=-1) > radius
+    cosine = torch.einsum("tbld,tkmd->tblkm", query, known).masked_fill(far[None, None, :, None], -1)
+    torch.testing.assert_close(found, cosine.amax(dim=(3, 4)).flatten(0, 1))
+
+
+@pytest.mark.parametrize("kind", [NormalMemory, WindowMemory])
+@pytest.mark.parametrize("radius", [None, 1])
+def test_a_part_is_the_memory_of_these_images_alone(kind, radius):
+    grid, generator = (3, 5), torch.Generator().manual_seed(0)
+    tokens = [torch.randn(9, 16, 8, generator=generator) for _ in range(2)]
+    names, places = [str(index // 3) for index in range(9)], TILES * 3
+    memory, asked = kind(2, 8, radius=radius), [torch.randn(6, 16, 8, generator=generator) for _ in range(2)]
+    memory.fill(tokens, grid, names, places)
+    for images in ([0, 2], [1]):
+        rows = [row for row in range(9) if row // 3 in images]
+        alone = kind(2, 8, radius=radius)
+        alone.fill([block[rows] for block in tokens], grid, [names[row] for row in rows], places[: len(rows)])
+        part = memory.part(rows)
+        assert (part.places, part.names) == (alone.places, alone.names)
+        text = torch.zeros(6, 16)
+        torch.testing.assert_close(*(each(asked, text, grid, TILES) for each in (part, alone)), atol=2e-2, rtol=1e-2)
+
+
+def test_images_of_another_size_have_no_places():
+    memory = NormalMemory(2, 8, radius=1)
+    memory.fill(random_tokens(3, 4), places=TILES)
+    text = torch.zeros(1, 17)
+    with pytest.raises(ValueError, match="5 x 5 of them where the normal images have 4 x 4"):
+        memory(random_tokens(1, 5), torch.zeros(1, 26))
+    with pytest.raises(ValueError, match="3 x 1 of them where the normal images have 2 x 1"):
+        memory(random_tokens(1, 4), text, places=[Place(2, 3, 1)])
+    # A tile that a region hid in all normal images is compared with all of them.
+    part = memory.part([0, 1])
+    every = NormalMemory(2, 8)
+    every.load_state_dict(part.state_dict())
+    torch.testing.assert_close(*(each(random_tokens(1, 4, seed=3), text, places=TILES[2:]) for each in (part, every)))
+
+
+def test_images_that_are_alike_at_each_place_choose_to_be_compared_there():
+    alike = [
+        layer.repeat(4, 1, 1) + 0.3 * noise
+        for layer, noise in zip(random_tokens(1, 6), random_tokens(4, 6, seed=1), strict=True)
+    ]
+    assert choose_radius(alike, (6, 6)) == 1
+    assert choose_radius([layer[:3] for layer in alike], (6, 6)) is None
+    elsewhere = [torch.stack([image.roll(shift, 0) for shift, image in enumerate(layer)]) for layer in alike]
+    assert choose_radius(elsewhere, (6, 6)) == 1
+    elsewhere = [torch.stack([image.roll(7 * shift, 0) for shift, image in enumerate(layer)]) for layer in alike]
+    assert choose_radius(elsewhere, (6, 6)) is None
+    # A texture that repeats itself says nothing of places.
+    plain = [
+        layer[:, :2].repeat(1, 19, 1)[:, :37] + 0.3 * noise
+        for layer, noise in zip(alike, random_tokens(4, 6, seed=2), strict=True)
+    ]
+    assert choose_radius(plain, (6, 6)) is None
 
 
 @pytest.fixture(scope="module")
