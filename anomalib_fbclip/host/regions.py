@@ -204,9 +204,9 @@ class Regions:
         image = crop_to(image, mask)
         return image if transform is None else transform(image)
 
-    def crop_raw(self, images: torch.Tensor) -> torch.Tensor:
-        """Raw images ``[B, 3, h, w]`` without file names, cut to the box if they are to be."""
-        mask, _ = self._mask(None)
+    def crop_raw(self, images: torch.Tensor, path: Path | None = None) -> torch.Tensor:
+        """Raw images ``[B, 3, h, w]`` cut to the box if they are to be; without a file, by one mask for all."""
+        mask, _ = self._mask(path)
         return crop_to(images, mask) if self.crop else images
 
     def fill(self, images: torch.Tensor, paths: Sequence[str | Path | None]) -> torch.Tensor:

@@ -51,8 +51,8 @@ class TeacherTargets:
 
     Variant 0 is the image itself; the others have a drawn defect pasted into them, of a random kind, place and size.
     What counts is not where it was pasted but what the teacher makes of it. A teacher with a memory scores an image
-    of the memory by the others. Files that are there are not computed again, so an interrupted run goes on where it
-    stopped; another teacher, size or seed has another folder.
+    of the memory by the others; one with a region scores what is inside. Files that are there are not computed again,
+    so an interrupted run goes on where it stopped; another teacher, size or seed has another folder.
 
     Args:
         teacher: Teacher, ready to score.
@@ -115,13 +115,28 @@ class TeacherTargets:
     @torch.no_grad()
     def _ask(self, images: torch.Tensor, file: Path) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Logits of maps ``[N, H / 8, W / 8]`` and scores ``[N]`` of raw images ``[N, 3, H, W]``."""
-        transform = getattr(self.teacher.pre_processor, "transform", None)
-        scored = self.teacher.score_unseen(images if transform is None else transform(images), file)
+        teacher, paths = self.teacher, [file] * len(images)
+        transform = getattr(teacher.pre_processor, "transform", None) or (lambda raw: raw)
+        whole = transform(images)
+        seen = whole
+        if teacher.regions is not None:
+            # The files do not have the pasted defects, so crops are cut from the images themselves.
+            seen = transform(teacher.regions.crop_raw(images, file)) if teacher.regions.crop else whole
+            seen = teacher.regions.fill(seen, paths)
+        scored = teacher.score_unseen(seen, file)
         if scored is None:
             return None
+        scored = teacher.cut(scored, paths, whole.shape[-2:])
         grid = [side // FINE for side in self.image_size]
         maps = scored.anomaly_map.float().clamp(_CERTAIN, 1 - _CERTAIN).logit()
-        maps = F.adaptive_avg_pool2d(maps.reshape(len(images), 1, *maps.shape[-2:]), grid)[:, 0]
+        maps = maps.reshape(len(images), 1, *maps.shape[-2:])
+        inside = teacher.inside(paths[:1], (int(maps.shape[-2]), int(maps.shape[-1])))
+        if inside is not None:
+            # Outside nothing is scored: there an image is as normal as where it is most normal.
+            inside = inside.to(maps.device)
+            least = maps.masked_fill(~inside, torch.inf).amin(dim=(-2, -1), keepdim=True)
+            maps = torch.where(inside, maps, least)
+        maps = F.adaptive_avg_pool2d(maps, grid)[:, 0]
         return maps.cpu(), scored.pred_score.float().clamp(_CERTAIN, 1 - _CERTAIN).logit().cpu()
 
     def _key(self) -> str:
@@ -129,6 +144,8 @@ class TeacherTargets:
         model = self.teacher.model
         digest = hashlib.sha256(json.dumps(model.architecture(), sort_keys=True).encode())
         digest.update(f"{self.image_size} {self.pasted and self.seed}".encode())
+        if self.teacher.regions is not None:
+            digest.update(self.teacher.regions.digest().encode())
         for name, tensor in sorted(model.state_dict().items()):
             if not name.startswith("clip."):  # the architecture holds the backbone's fingerprint
                 digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())

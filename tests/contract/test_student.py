@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from anomalib import LearningType
@@ -18,6 +19,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from anomalib_fbclip import FBCLIP, PictureFolder, Student
+from anomalib_fbclip.data.procedural.generator import generate
 from anomalib_fbclip.student.lightning_model import UNFAMILIAR
 from anomalib_fbclip.student.targets import TeacherTargets, load_target
 
@@ -119,6 +121,34 @@ def test_targets_are_the_teachers_maps_and_its_memory_does_not_know_the_image_it
     assert other.folder != targets.folder
     teacher.model.memory.tokens.mul_(1.1)
     assert TeacherTargets(teacher, tmp_path / "cache", (64, 96), 0, 0).folder != targets.folder
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_teacher_with_a_region_is_asked_about_what_is_inside(crop, tmp_path) -> None:
+    (tmp_path / "good").mkdir()
+    Image.fromarray(generate("fabric", "good", 96, (0, 0), 0.5).image).save(tmp_path / "good" / "0.png")
+    mask = np.zeros((96, 96), dtype=np.uint8)
+    mask[:, :48] = 255
+    Image.fromarray(mask).save(tmp_path / "region.png")
+    arguments = {"backbone": "tiny", "image_size": 56, "visualizer": False}
+    whole = FBCLIP(**arguments).eval()
+    inside = FBCLIP(**arguments, region=tmp_path / "region.png", crop_to_region=crop).eval()
+    (file,) = (tmp_path / "good").iterdir()
+    found = [
+        [load_target(path) for path in next(iter(targets.compute([file]).values()))]
+        for teacher in (whole, inside)
+        for targets in (TeacherTargets(teacher, tmp_path / "cache", image_size=(64, 64), pasted=1, seed=0),)
+    ]
+    for of_whole, of_inside in zip(*found, strict=True):
+        assert torch.equal(of_whole.image, of_inside.image)
+        assert not torch.allclose(of_whole.score_logit, of_inside.score_logit)
+        right = of_inside.map_logit[:, 5:]
+        assert_close(right, right.amin().expand_as(right))
+        assert of_inside.map_logit[:, :3].std() > 0
+    assert not torch.allclose(found[1][0].map_logit, found[1][1].map_logit), "the crop has the pasted defect"
+    with torch.no_grad():
+        raw = PictureFolder(tmp_path / "good")[0].image[None]
+        assert_close(inside(raw).pred_score[0].logit(), found[1][0].score_logit, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
