@@ -22,7 +22,7 @@ MODULES = sorted(
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name, tmp_path, monkeypatch):
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "image.png").write_bytes((ROOT.parent / "docs" / "quickstart.png").read_bytes())
+    (tmp_path / "docs" / "image.png").write_bytes((Path(__file__).parents[2] / "docs" / "quickstart.png").read_bytes())
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 0

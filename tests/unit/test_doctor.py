@@ -40,8 +40,8 @@ def test_a_model_that_has_lost_its_mind_is_a_failure(monkeypatch):
 
     score = FBCLIPModel.score
 
-    def upside_down(self, images, *args):
-        scores = score(self, images, *args)
+    def upside_down(self, images, *args, **kwargs):
+        scores = score(self, images, *args, **kwargs)
         return replace(scores, pred_score=1 - scores.pred_score)
 
     monkeypatch.setattr(FBCLIPModel, "score", upside_down)

@@ -291,7 +291,7 @@ def test_how_a_set_is_cut_matters_little_once_the_bank_is_full(tiny):
         found.append((torch.cat([p.pred_score for p in parts]), torch.cat([p.anomaly_map for p in parts])))
     for score, anomaly_map in found[1:]:
         assert (score - found[0][0]).abs().mean() < 0.1  # last digits differ between processors
-        assert (anomaly_map - found[0][1]).abs().mean() < 0.02
+        assert (anomaly_map - found[0][1]).abs().mean() < 0.1
         assert torch.equal(score > 0.5, found[0][0] > 0.5)
 
 
