@@ -317,12 +317,12 @@ def test_a_test_scores_each_image_once_and_names_what_it_confused(
     # A given threshold learns nothing from labels: there is no first pass.
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="anomalib_fbclip"):
-        model, _, counts = run(threshold=0.0)
+        model, _, counts = run(threshold=1.0)
     assert len(scored) == 8 + 16 + 8
     assert model.trainer.limit_val_batches > 0
-    assert counts["hits"] == 4
-    assert "0.0000 (as given)" in caplog.text
-    assert f"False alarms: {counts['false alarms']}\n" in caplog.text
+    assert counts["misses"] == 4
+    assert "1.0000 (as given)" in caplog.text
+    assert "Misses: 4\n" in caplog.text
 
 
 @every_model

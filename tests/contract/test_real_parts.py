@@ -195,7 +195,7 @@ def test_onnx_holds_region_crop_and_least_area(engine, tmp_path) -> None:
     outputs = [output.name for output in session.get_outputs()]
     found = dict(zip(outputs, session.run(None, {session.get_inputs()[0].name: images.numpy()}), strict=True))
     maps = torch.tensor(found["anomaly_map"]).reshape(expected.anomaly_map.shape)
-    torch.testing.assert_close(maps, expected.anomaly_map, rtol=0, atol=5e-4)
+    torch.testing.assert_close(maps, expected.anomaly_map, rtol=0, atol=2e-3)
     masks = torch.tensor(found["pred_mask"]).reshape(expected.pred_mask.shape)
     assert (masks != expected.pred_mask).float().mean() < 5e-3  # a pixel on the threshold may change sides
 
