@@ -5,6 +5,7 @@
 
 import fnmatch
 import logging
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -174,9 +175,12 @@ def draw_stages(
         Figure: For ``savefig``, or to be shown in a notebook.
     """
     groups = stages.panels()
-    width = 2 * _MARGIN + sum(len(group.columns) for group in groups) * _PANEL + (len(groups) - 1) * _GAP
-    width = max(width, 2 * _MARGIN + 5 * (_TOP - 0.5 + _GAP))
-    height = _TOP + 1.2 + len(feature_layers) * _PANEL + 0.5
+    wide = sum(len(group.columns) for group in groups) * _PANEL + (len(groups) - 1) * _GAP
+    width = 2 * _MARGIN + max(wide, 5 * (_TOP - 0.5 + _GAP))
+    # With one view a group is narrower than its title in one line.
+    titles = [textwrap.fill(group.title, int(11 * (len(group.columns) * _PANEL + _GAP / 2))) for group in groups]
+    top = _TOP + 1.2 + 0.14 * max(text.count("\n") for text in titles)
+    height = top + len(feature_layers) * _PANEL + 0.5
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
 
     def panel(left: float, top: float, size: float) -> Axes:
@@ -186,12 +190,11 @@ def draw_stages(
         return axes
 
     _draw_maps(figure, panel, stages, index, picture, mask)
-    top = _TOP + 1.2
-    left = _MARGIN
-    for group in groups:
+    left = (width - wide) / 2
+    for group, text in zip(groups, titles, strict=True):
         count = len(group.columns)
         at = ((left + count * _PANEL / 2) / width, 1 - (top - 0.27) / height)
-        figure.text(*at, group.title, ha="center", va="bottom", fontsize=9, weight="bold")
+        figure.text(*at, text, ha="center", va="bottom", fontsize=9, weight="bold")
         for row, layer in enumerate(feature_layers):
             for column, heading in enumerate(group.columns):
                 axes = panel(left + column * _PANEL + 0.02, top + row * _PANEL + 0.02, _PANEL - 0.04)
@@ -221,7 +224,7 @@ def _draw_maps(
     memory = stages.memory_evidence
     known = {} if memory is None else {"memory of normal images": tokens_to_grid(memory[:, 1:].sigmoid(), stages.grid)}
     shown: dict[str, torch.Tensor | None] = {
-        "picture" if mask is None else "image, defect outlined": None,
+        "image" if mask is None else "image, defect outlined": None,
         **known,
         **stages.maps(),
         f"result, smoothed; score {float(stages.pred_score[index]):.3f}": stages.anomaly_map_smoothed,  # type: ignore[index]
