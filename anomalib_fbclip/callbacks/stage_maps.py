@@ -179,7 +179,7 @@ def draw_stages(
     width = 2 * _MARGIN + max(wide, 5 * (_TOP - 0.5 + _GAP))
     # With one view a group is narrower than its title in one line.
     titles = [textwrap.fill(group.title, int(11 * (len(group.columns) * _PANEL + _GAP / 2))) for group in groups]
-    top = _TOP + 1.2 + 0.14 * max(text.count("\n") for text in titles)
+    top = _TOP + 1.2 + 0.14 * max((text.count("\n") for text in titles), default=0)
     height = top + len(feature_layers) * _PANEL + 0.5
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
 

@@ -25,7 +25,7 @@ def test_a_defect_lies_in_the_part_and_is_visible(height, width, seed, least) ->
     place = np.s_[patch.top : patch.top + side, patch.left : patch.left + side]
     assert patch.pixels.shape == image[place].shape
     changed = np.abs(patch.pixels - image[place]).max(axis=2)
-    assert changed.max() > 0.05
+    assert changed.max() > 0.02  # the deviation of the image's own noise
     assert not changed[~part[place]].any()
     assert np.array_equal(draw_patch(image, part, seed, 64, least).pixels, patch.pixels)
 
