@@ -99,6 +99,17 @@ class TokenMemory(nn.Module):
         part.places = tuple(self.places[place] for place in places) if self.places else ()
         return part
 
+    def describe(
+        self,
+        tokens: Sequence[torch.Tensor],
+        grid: Grid | None,
+        names: Sequence[str],
+        places: Sequence[Place],
+    ) -> None:
+        """Note what the tokens of new images are of, see the attributes; places serve a radius alone."""
+        self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
+        self.names, self.places = tuple(names), () if self.radius is None else tuple(places)
+
     def closest(
         self,
         patches: torch.Tensor,
@@ -218,10 +229,9 @@ class NormalMemory(TokenMemory):
             names: See :class:`TokenMemory`.
             places: See :class:`TokenMemory`.
         """
-        self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
+        self.describe(tokens, grid, names, places)
         patches = torch.stack([F.normalize(layer[:, 1:].float(), dim=-1) for layer in tokens])
-        self.tokens, self.names = patches.half(), tuple(names)
-        self.places = () if self.radius is None else tuple(places)
+        self.tokens = patches.half()
         distances = [self._left_out(patches, index) for index in range(patches.shape[1])]
         self._measure(torch.stack(distances, dim=1))  # [S, K, L]
 

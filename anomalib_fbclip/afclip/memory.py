@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.adapted.normal_memory import TokenMemory
-from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
+from anomalib_fbclip.common.functional import Grid, full_precision
 from anomalib_fbclip.host.tiling import Place
 
 from .aggregation import WINDOWS, mixing
@@ -51,8 +51,7 @@ class WindowMemory(TokenMemory):
             names: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
             places: See :class:`~anomalib_fbclip.adapted.normal_memory.TokenMemory`.
         """
-        self.names, self.places = tuple(names), () if self.radius is None else tuple(places)
-        self.grid = grid_of(tokens[0].shape[1] - 1) if grid is None else grid
+        self.describe(tokens, grid, names, places)
         self.tokens = torch.stack([block[:, 1:].float() for block in tokens])
 
     def forward(
