@@ -108,9 +108,19 @@ class ForegroundBackgroundAttention(nn.Module):
         Args:
             device: Where the tokens are.
         """
+        half = self.in_half(device)
         # A graph of few large nodes is written, loaded and run faster than one of many small ones.
-        together = device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        return list(self._folded_heads(2 * HEADS)) if together else None
+        if device.type == "cpu" and not (half or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return None
+        (heads,) = self._folded_heads(2 * HEADS)
+        if not torch.is_autocast_enabled(device.type):
+            return [heads]
+        dtype = torch.get_autocast_dtype(device.type)
+        return [heads._replace(projection=heads.projection.to(dtype), out=heads.out.to(dtype))]
+
+    def in_half(self, device: torch.device) -> bool:
+        """Whether products are computed in half precision on this device."""
+        return torch.is_autocast_enabled(device.type) or self.gate[0].weight.dtype != torch.float32
 
     def attend(
         self,

@@ -216,8 +216,13 @@ class FBCLIPModel(AdaptedCLIP):
             mixings = [FAST[name](exact, mask, grid) for name in self.views]
         if self.attention is None:
             return [mix(exact) for mix in mixings]
-        variances = [_variance(mix(exact)) for mix in mixings]
-        return self.attention.attend(tokens, mixings, variances, folded)
+        if not self.attention.in_half(exact.device):
+            variances = [_variance(mix(exact)) for mix in mixings]
+            return self.attention.attend(tokens, mixings, variances, folded)
+        # Products cost little there and mixtures as much as ever: each view is mixed once, before its projection.
+        views = (mix(exact) for mix in mixings)
+        alone = FAST["id"](exact, mask, grid)
+        return [self.attention.attend(view.to(tokens), [alone], [_variance(view)], folded)[0] for view in views]
 
     @torch.no_grad()
     def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
