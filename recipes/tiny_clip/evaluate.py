@@ -197,7 +197,9 @@ def contrast(one: Set) -> dict[str, float]:
 def build(weights: Path | None = None, adapter: Path | None = None) -> FBCLIPModel:
     """FB-CLIP on a backbone's file; without ``adapter`` its parts are untrained, good for plain similarity only."""
     weights = weights or EMBEDDED["tiny"] / "clip.safetensors"
-    arguments = {"views": adapter_file.read(adapter)[1]["views"]} if adapter else {}
+    notes = adapter_file.read(adapter)[1] if adapter else {}
+    parts = ("views", "attention", "suppression", "text_poolings")
+    arguments = {name: notes[name] for name in parts if name in notes}
     model = FBCLIPModel(FrozenCLIP.from_state_dict(read_weights(weights), name="tiny"), **arguments)
     if adapter:
         model.load_adapter(adapter)
