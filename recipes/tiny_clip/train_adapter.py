@@ -70,9 +70,11 @@ class Adapter(NamedTuple):
 
     Attributes:
         model: Class of the torch model.
-        loss: Its loss, with the paper's weights.
-        rates: Learning rate of each part, by the start of its parameters' names. FB-CLIP's few weights of the blocks
-            start equal and have the longest way; its attention has a short one (the package's page says why).
+        loss: Its loss. FB-CLIP's focal exponent and dice weight are not the paper's 4 and 0.2: they were chosen
+            together with the rates, for few updates (the table in the package's page).
+        rates: Learning rate of each part, by the start of its parameters' names; other parts stay as they start.
+            FB-CLIP's few weights of the blocks start equal and have the longest way; its attention is not trained
+            (the package's page says why).
         arguments: Of the model, where they are not the paper's (the package's page says why).
         steps: Number of updates. AnomalyCLIP's local tokens of the last block say little at the start.
     """
@@ -87,8 +89,8 @@ class Adapter(NamedTuple):
 ADAPTERS = {
     "FBCLIP": Adapter(
         FBCLIPModel,
-        FBCLIPLoss(),
-        {"attention": 2e-5, "prompts": 5e-4, "text_fusion": 5e-4, "scale_weights": 3e-2},
+        FBCLIPLoss(focal_gamma=2.0, dice_weight=0.5),
+        {"prompts": 5e-4, "text_fusion": 5e-4, "scale_weights": 3e-2},
         {"views": ("id",)},
     ),
     "AnomalyCLIP": Adapter(AnomalyCLIPModel, AnomalyCLIPLoss(), {"prompts": 5e-3}, steps=600),
@@ -228,7 +230,10 @@ def train(
     start_near_identity(model, seed)
     adapter, rng = ADAPTERS[model.model_name], np.random.default_rng((seed, 2))
     cached, held_out = training_tokens(model, seed), held_out_tokens(model)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: parameter for name, parameter in learned.items() if name.startswith(tuple(adapter.rates))}
+    for name, parameter in learned.items():
+        parameter.requires_grad_(name in trained)
     groups = [
         {"params": [parameter for name, parameter in trained.items() if name.startswith(part)], "start": rate}
         for part, rate in adapter.rates.items()
@@ -290,6 +295,8 @@ def train(
         go(way)
         found[way] = look(f"{way:g} of the way")
     go(max(found, key=found.__getitem__))
+    for parameter in learned.values():
+        parameter.requires_grad_()
     return model.eval()
 
 
