@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,21 +62,21 @@ def onnx_runtime(path: Path, image: torch.Tensor, repeats: int, threads: int) ->
     row("ONNX Runtime", "float32", lambda: session.run(None, feed), repeats)
 
 
-def convert(path: Path, weights: str, image: torch.Tensor | None = None) -> tuple[Path, str]:
+def convert(path: Path, weights: str, images: Sequence[torch.Tensor] = ()) -> tuple[Path, str]:
     """An OpenVINO file beside an ONNX file, and the size of its weights.
 
     Args:
         path: ONNX file.
         weights: ``"FP32"``, ``"FP16"``, ``"INT8"`` or ``"INT8 and activations"``.
-        image: Raw image ``[3, H, W]`` that the last one calibrates on.
+        images: Raw images ``[3, H, W]`` that the last one calibrates on.
     """
     model = openvino.convert_model(path)
     if weights == "INT8":
         import nncf
 
         model = nncf.compress_weights(model)
-    elif image is not None:
-        model = quantize(model, [image])
+    elif weights == "INT8 and activations":
+        model = quantize(model, images)
     file = path.with_name(f"{weights}.xml")
     openvino.save_model(model, file, compress_to_fp16=weights == "FP16")
     return file, f"{file.with_suffix('.bin').stat().st_size / 1e6:.1f} MB"
@@ -84,7 +84,7 @@ def convert(path: Path, weights: str, image: torch.Tensor | None = None) -> tupl
 
 def open_vino(path: Path, image: torch.Tensor, repeats: int, threads: int, weights: str) -> None:
     """Rows of OpenVINO with one kind of weights, in both precisions."""
-    file, size = convert(path, weights, image[0] if weights == "INT8 and activations" else None)
+    file, size = convert(path, weights, image)
     for precision in ("f32", "bf16"):
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(file, "CPU", settings)
