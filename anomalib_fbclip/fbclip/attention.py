@@ -108,13 +108,14 @@ class ForegroundBackgroundAttention(nn.Module):
         Args:
             device: Where the tokens are.
         """
-        half = self.in_half(device)
         # A graph of few large nodes is written, loaded and run faster than one of many small ones.
-        if device.type == "cpu" and not (half or torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        together = self.in_half(device) or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if device.type == "cpu" and not together:
             return None
         (heads,) = self._folded_heads(2 * HEADS)
         if not torch.is_autocast_enabled(device.type):
             return [heads]
+        # Once here and not in each block: without gradients autocast remembers nothing.
         dtype = torch.get_autocast_dtype(device.type)
         return [heads._replace(projection=heads.projection.to(dtype), out=heads.out.to(dtype))]
 

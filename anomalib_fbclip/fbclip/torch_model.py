@@ -221,8 +221,8 @@ class FBCLIPModel(AdaptedCLIP):
             return self.attention.attend(tokens, mixings, variances, folded)
         # Products cost little there and mixtures as much as ever: each view is mixed once, before its projection.
         views = (mix(exact) for mix in mixings)
-        alone = FAST["id"](exact, mask, grid)
-        return [self.attention.attend(view.to(tokens), [alone], [_variance(view)], folded)[0] for view in views]
+        unmixed = FAST["id"](exact, mask, grid)
+        return [self.attention.attend(view.to(tokens), [unmixed], [_variance(view)], folded)[0] for view in views]
 
     @torch.no_grad()
     def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:

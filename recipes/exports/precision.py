@@ -72,10 +72,10 @@ def _measure(file: Path, precision: str, samples) -> tuple[float, float, torch.T
         maps.append(torch.from_numpy(result["anomaly_map"]).reshape(1, *result["anomaly_map"].shape[-2:]))
         mask = read_mask(sample.mask_path, as_tensor=True)[None] if sample.mask_path else torch.zeros_like(maps[-1])
         masks.append((resize(mask.float(), list(maps[-1].shape[-2:])) > 0).long())
-    found, flat = torch.tensor(scores), torch.stack(maps).flatten()
+    found, flat = torch.tensor(scores), torch.stack(maps).flatten(1)
     image = binary_auroc(found, torch.tensor(samples.label_index.to_numpy()))
-    pixel = binary_auroc(flat, torch.stack(masks).flatten())
-    return float(image), float(pixel), found, torch.stack(maps).flatten(1)
+    pixel = binary_auroc(flat.flatten(), torch.stack(masks).flatten())
+    return float(image), float(pixel), found, flat
 
 
 if __name__ == "__main__":
