@@ -1,8 +1,9 @@
 # Copyright (C) 2026 anomalib-fbclip authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""One process that times, or weighs, all forms at one size and precision; ``python -m recipes.speed`` starts it.
+"""One process that times, or weighs, all forms at one size, batch and precision; ``python -m recipes.speed`` starts it.
 
+Each form runs once to warm up, and to be compiled; then the process says so and waits for a line of its standard input.
 Time: the forms take turns, so that a disturbance of the machine meets all of them; the median counts. Memory on a CPU:
 the process' peak resident memory above what it held before the run, reset before each form (Linux only), with an
 allocator that gives every large block back at once. Memory on a GPU: torch's own peak, in the same process.
@@ -45,11 +46,12 @@ FORMS = (
     "cached training step",
 )
 MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+WARM = "WARM"
 _MARK = "RESULTS "
 
 
-def read_results(output: str) -> dict[str, dict[str, dict[str, float]]]:
-    """What the process printed: seconds and bytes, ``{batch: {"time" or "memory": {form: value}}}``."""
+def read_results(output: str) -> dict[str, dict[str, float]]:
+    """What the process printed: seconds and bytes, ``{"time" or "memory": {form: value}}``."""
     return json.loads(next(line for line in output.splitlines() if line.startswith(_MARK))[len(_MARK) :])
 
 
@@ -63,8 +65,9 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
     pretrained = "openai" if backbone in EMBEDDED else None
     clip = _clip(backbone, pretrained, size).to(images.device)
     model = FBCLIPModel(clip).to(images.device).eval()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=5e-5)
+    # A model of its own: each of its steps makes what is kept of the text tower out of date.
+    trained = FBCLIPModel(clip).to(images.device)
+    optimiser = torch.optim.Adam([parameter for parameter in trained.parameters() if parameter.requires_grad], lr=5e-5)
     loss_of = FBCLIPLoss()
     tokens: list[torch.Tensor] = []
 
@@ -84,14 +87,12 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
         labels = torch.arange(len(images), device=images.device) % 2
         masks = torch.zeros(len(images), size, size, device=images.device)
         known = [block[: len(images)] for block in tokens] if cached else None
-        model.train()
         with torch.enable_grad():
-            scores = model.score(images, tokens=known)
-            anomaly_map = model.upsample(scores.grid_map, size, sigma=0)
+            scores = trained.score(images, tokens=known)
+            anomaly_map = trained.upsample(scores.grid_map, size, sigma=0)
             loss_of(scores.pred_score, anomaly_map, labels=labels, masks=masks, **scores.loss_terms)["total"].backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        model.eval()
 
     def fise(images: torch.Tensor) -> object:
         from anomalib_fbclip.fiseclip.torch_model import FiSeCLIPModel
@@ -167,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--batches", type=int, nargs="+", required=True)
+    parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--repeats", type=int, required=True)
@@ -177,18 +178,21 @@ def main() -> None:
     warnings.simplefilter("ignore")
     dtype = getattr(torch, options.precision)
     autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(options.device, dtype)
-    results: dict[int, dict[str, dict[str, float]]] = {}
+    results = {}
     with torch.no_grad(), autocast:
-        for batch in options.batches:
-            images = torch.randn(batch, 3, options.size, options.size, device=options.device)
-            forms = build_forms(options.backbone, options.size, images, options.forms)
-            for form in forms.values():  # to warm up, and to compile; one image is enough where that takes seconds
-                form(images if images.is_cuda else images[:1])
-            results[batch] = {}
-            if "time" in options.what:
-                results[batch]["time"] = measure_times(forms, images, options.repeats)
-            if "memory" in options.what:
-                results[batch]["memory"] = measure_memory(forms, images)
+        images = torch.randn(options.batch, 3, options.size, options.size, device=options.device)
+        forms = build_forms(options.backbone, options.size, images, options.forms)
+        for form in forms.values():  # on a CPU one image is enough, where it takes seconds
+            form(images if images.is_cuda else images[:1])
+        if images.is_cuda:
+            torch.cuda.empty_cache()  # for the processes beside this one
+        sys.stdout.write(f"{WARM}\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
+        if "time" in options.what:
+            results["time"] = measure_times(forms, images, options.repeats)
+        if "memory" in options.what:
+            results["memory"] = measure_memory(forms, images)
     sys.stdout.write(_MARK + json.dumps(results) + "\n")
 
 
