@@ -6,6 +6,7 @@
     python -m recipes.student --families wood leather --seeds 0 1 2
     python -m recipes.student --magnetic-tile magnetic_tile/ --kinds MT_Blowhole MT_Break --seeds 0 1 2
     python -m recipes.student --families wood --backbone-weights tf_efficientnet_lite0.safetensors
+    python -m recipes.student --families leather --images 320 --pasted 3 --epochs 40 --accelerator gpu
 
 The teacher is FB-CLIP on the embedded backbone with a memory of ``--k-shot`` good images of the train split. Labels
 and masks serve the last two lines alone: nothing is trained or chosen by them. Times are of one thread.
@@ -34,11 +35,11 @@ KEYS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 TEACHER = {"backbone": "tiny"}
 
 
-def engine(folder: Path) -> Engine:
+def engine(folder: Path, accelerator: str = "cpu") -> Engine:
     """A quiet one."""
     return Engine(
         default_root_dir=folder,
-        accelerator="cpu",
+        accelerator=accelerator,
         devices=1,
         logger=False,
         enable_progress_bar=False,
@@ -87,7 +88,7 @@ def speed(student: Student, k_shot: int, folder: Path) -> str:
 def compare(datamodule: AnomalibDataModule, seed: int, arguments: argparse.Namespace, folder: Path) -> Student:
     """Train one student and print its row beside its teacher's."""
     teacher = FBCLIP(**TEACHER, k_shot=arguments.k_shot, metrics="full", visualizer=False)
-    (theirs,) = engine(folder).test(teacher, datamodule=datamodule, verbose=False)
+    (theirs,) = engine(folder, arguments.accelerator).test(teacher, datamodule=datamodule, verbose=False)
     student = Student(
         teacher="FBCLIP",
         teacher_arguments={**TEACHER, "k_shot": arguments.k_shot},
@@ -101,10 +102,10 @@ def compare(datamodule: AnomalibDataModule, seed: int, arguments: argparse.Names
         seed=seed,
     )
     begin = time.perf_counter()
-    engine(folder).fit(student, datamodule=datamodule)
+    engine(folder, arguments.accelerator).fit(student, datamodule=datamodule)
     took = time.perf_counter() - begin
     epochs = student.trainer.current_epoch
-    (ours,) = engine(folder).test(student, datamodule=datamodule, verbose=False)
+    (ours,) = engine(folder, arguments.accelerator).test(student, datamodule=datamodule, verbose=False)
     numbers = [" / ".join(f"{100 * result[key]:.1f}" for key in KEYS) for result in (theirs, ours)]
     agreement = " / ".join(f"{value:.2f}" for value in student.agreement.values())
     row = (datamodule.name, datamodule.category, seed, *numbers, agreement, f"{took:.0f} s, {epochs} epochs")
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--pasted", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--accelerator", default="cpu", help="of the engine; the times at the end are a CPU's")
     parser.add_argument("--cache", type=Path, default=Path("results/teacher"))
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.ERROR, force=True)
@@ -145,7 +147,7 @@ def main() -> None:
         for datamodule in sets:
             for seed in arguments.seeds:
                 student = compare(datamodule, seed, arguments, Path(name))
-        sys.stdout.write(speed(student, arguments.k_shot, Path(name)) + "\n")
+        sys.stdout.write(speed(student.cpu(), arguments.k_shot, Path(name)) + "\n")
 
 
 if __name__ == "__main__":
