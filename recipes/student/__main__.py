@@ -3,7 +3,8 @@
 
 """How near a student comes to its teacher, and how fast it is.
 
-    python -m recipes.student --families wood leather --seeds 0 1 2
+    python -m recipes.student --products wood tiles leather --images 160 --pasted 3 --epochs 40 --seeds 0 1 2
+    python -m recipes.student --families wood leather --seeds 0 1 2    # as many products as images
     python -m recipes.student --magnetic-tile magnetic_tile/ --kinds MT_Blowhole MT_Break --seeds 0 1 2
     python -m recipes.student --families wood --backbone-weights tf_efficientnet_lite0.safetensors
     python -m recipes.student --families leather --images 320 --pasted 3 --epochs 40 --accelerator gpu
@@ -28,9 +29,13 @@ from anomalib.engine import Engine
 
 from anomalib_fbclip import FBCLIP, MagneticTile, ProceduralSurfaces, Student
 
+from .product import write_product
+
 if TYPE_CHECKING:
     from anomalib.data import AnomalibDataModule
 
+TESTED = 60
+"""Drawn images to test, half of them bad."""
 KEYS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 TEACHER = {"backbone": "tiny"}
 
@@ -108,7 +113,8 @@ def compare(datamodule: AnomalibDataModule, seed: int, arguments: argparse.Names
     (ours,) = engine(folder, arguments.accelerator).test(student, datamodule=datamodule, verbose=False)
     numbers = [" / ".join(f"{100 * result[key]:.1f}" for key in KEYS) for result in (theirs, ours)]
     agreement = " / ".join(f"{value:.2f}" for value in student.agreement.values())
-    row = (datamodule.name, datamodule.category, seed, *numbers, agreement, f"{took:.0f} s, {epochs} epochs")
+    name = f"{datamodule.name} {getattr(datamodule, 'category', '')}"
+    row = (name, seed, *numbers, agreement, f"{took:.0f} s, {epochs} epochs")
     sys.stdout.write("| " + " | ".join(map(str, row)) + " |\n")
     sys.stdout.flush()
     return student
@@ -117,8 +123,9 @@ def compare(datamodule: AnomalibDataModule, seed: int, arguments: argparse.Names
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--products", nargs="*", default=[], help="families of which one surface is drawn each")
     parser.add_argument("--families", nargs="*", default=[], help="of ProceduralSurfaces")
-    parser.add_argument("--images", type=int, default=64, help="training images of each family")
+    parser.add_argument("--images", type=int, default=64, help="training images of each product or family")
     parser.add_argument("--magnetic-tile", type=Path, help="folder of MT_Blowhole, ..., MT_Free")
     parser.add_argument("--kinds", nargs="*", default=["MT_Blowhole"], help="kinds of defect")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
@@ -135,15 +142,22 @@ def main() -> None:
     sys.stdout.write("image AUROC / pixel AUROC / AUPRO of teacher and student; agreement on held-out images:\n")
     sys.stdout.write("rank correlation of scores, of pixels, AUROC of the teacher's highest against lowest quarter\n")
     sys.stdout.write(
-        "| data | category | seed | teacher | student | agreement | training |\n|---|---|---|---|---|---|---|\n",
+        "| data | seed | teacher | student | agreement | training |\n|---|---|---|---|---|---|\n",
     )
     sets = [
-        ProceduralSurfaces(category=family, num_train=arguments.images, num_test=60, image_size=256, train_batch_size=8)
+        ProceduralSurfaces(
+            category=family,
+            num_train=arguments.images,
+            num_test=TESTED,
+            image_size=256,
+            train_batch_size=8,
+        )
         for family in arguments.families
     ]
     if arguments.magnetic_tile is not None:
         sets += [MagneticTile(arguments.magnetic_tile, category=kind, train_batch_size=8) for kind in arguments.kinds]
     with tempfile.TemporaryDirectory() as name:
+        sets += [write_product(Path(name) / family, family, arguments.images, TESTED) for family in arguments.products]
         for datamodule in sets:
             for seed in arguments.seeds:
                 student = compare(datamodule, seed, arguments, Path(name))
