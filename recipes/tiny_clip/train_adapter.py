@@ -106,20 +106,16 @@ def start_near_identity(model: AdaptedCLIP, seed: int) -> None:
     it back. Here two heads look at the token itself and hand it through; all others start small. The bias of FB-CLIP's
     last LayerNorm gives back the mean that it takes away. AnomalyCLIP has no such attention.
 
-    FB-CLIP's prompts start as the words that keep their places, as the backbone was trained to read them, and its
-    learned pooling at zero: random ones decide by the seed whether the image score works at all.
+    FB-CLIP's gate starts at one half. A random one closes to all tokens or to the class tokens with some seeds: what
+    is left of them is below LayerNorm's epsilon, and the image score, or all of it, means nothing.
 
     Args:
         model: Model to start.
         seed: Seed of the images that the mean is measured on.
     """
     fusion = getattr(model, "text_fusion", None)
-    if fusion is not None:
-        words = model.prompts.word_embeddings[:1, 1 : 1 + model.prompts.n_ctx]
-        model.prompts.normal_context.copy_(words)
-        model.prompts.abnormal_context.copy_(words)
     if fusion is not None and "attention" in fusion.poolings:
-        fusion.projection[-1].weight.zero_()
+        fusion.projection[-1].weight.mul_(0.1)
         fusion.projection[-1].bias.zero_()
     attention = getattr(model, "attention", None)
     stream = getattr(model, "adaptor", None) if attention is None else attention.foreground
@@ -129,6 +125,8 @@ def start_near_identity(model: AdaptedCLIP, seed: int) -> None:
     own = 2 * HEAD_WIDTH
     through = torch.linalg.qr(torch.randn(own, width))[0]  # orthonormal columns: through.T @ through = 1
     if attention is not None:
+        attention.gate[-2].weight.zero_()
+        attention.gate[-2].bias.zero_()
         attention.background.to_out.weight.mul_(0.1)
         attention.background.to_out.bias.zero_()
     stream.to_out.weight.mul_(0.1)
