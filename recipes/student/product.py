@@ -73,4 +73,5 @@ def write_product(folder: Path, family: str, images: int, tested: int, seed: int
         abnormal_dir="bad",
         mask_dir="masks",
         train_batch_size=8,
+        num_workers=0,
     )
