@@ -72,6 +72,8 @@ def write_product(folder: Path, family: str, images: int, tested: int, seed: int
         normal_test_dir="good",
         abnormal_dir="bad",
         mask_dir="masks",
+        test_split_mode="from_dir",
+        val_split_mode="same_as_test",
         train_batch_size=8,
         num_workers=0,
     )
