@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 from torchmetrics.functional import spearman_corrcoef
 from torchmetrics.functional.classification import binary_auroc
-from torchvision.transforms.v2.functional import normalize
+from torchvision.transforms.v2.functional import gaussian_blur, normalize
 
 from anomalib_fbclip import registration
 from anomalib_fbclip.adapted.lightning_model import AdaptedModule
@@ -48,6 +48,7 @@ ALARMING_RATE = 0.05
 UNFAMILIAR = "unlike the images that the student was trained on"
 _FOLDS = 5
 _BATCH = 32
+_BLUR_KERNEL, _LARGEST_BLUR, _LARGEST_NOISE = 9, 1.6, 0.04
 _MONITOR = "held_out_loss"
 
 
@@ -458,10 +459,24 @@ def flip(images: torch.Tensor, maps: torch.Tensor, way: int) -> tuple[torch.Tens
 
 
 def photograph(images: torch.Tensor) -> torch.Tensor:
-    """Change brightness and contrast of images ``[B, 3, H, W]`` in [0, 1] by up to a tenth each."""
+    """Photograph images ``[B, 3, H, W]`` in [0, 1] again: light, focus and noise of another camera.
+
+    Brightness and contrast change by up to a tenth each, a half of the images is blurred, a fifth loses its colours,
+    all get noise. Pasted defects are sharper, more colourful and freer of noise than the image around them, and a
+    network would learn to find just that.
+    """
     gain, shift = (0.1 * (2 * torch.rand(2, len(images)) - 1)).to(images)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return ((images - mean) * (1 + gain.view(-1, 1, 1, 1)) + mean + shift.view(-1, 1, 1, 1)).clamp(0, 1)
+    images = (images - mean) * (1 + gain.view(-1, 1, 1, 1)) + mean + shift.view(-1, 1, 1, 1)
+    sharp, sigmas = torch.rand(len(images)) < 0.5, torch.empty(len(images)).uniform_(0.1, _LARGEST_BLUR).tolist()
+    images = torch.stack([
+        image if keep else gaussian_blur(image, [_BLUR_KERNEL] * 2, [sigma] * 2)
+        for image, keep, sigma in zip(images, sharp, sigmas, strict=True)
+    ])
+    grey = (torch.rand(len(images), 1, 1, 1) < 0.2).to(images.device)
+    images = torch.where(grey, images.mean(dim=1, keepdim=True), images)
+    noise = _LARGEST_NOISE * torch.rand(len(images), 1, 1, 1) * torch.randn(images.shape)
+    return (images + noise.to(images)).clamp(0, 1)
 
 
 def _fit(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

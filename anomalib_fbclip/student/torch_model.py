@@ -147,6 +147,7 @@ class StudentModel(nn.Module):
 
         self.fine_in = nn.Conv2d(fine, width, 1)
         self.coarse_in = nn.Conv2d(coarse, width, 1)
+        self.whole_in = nn.Linear(fine + coarse, width)
         self.mix = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.ReLU6(),
@@ -183,7 +184,9 @@ class StudentModel(nn.Module):
         """Standardised logits of score ``[B]`` and map ``[B, H / 8, W / 8]``."""
         fine = self.fine_in(features.fine)
         coarse = F.interpolate(self.coarse_in(features.coarse), fine.shape[-2:], mode="bilinear", align_corners=False)
-        hidden = self.mix(fine + coarse)
+        # What is large, or another colour than the rest, shows only against the image as a whole.
+        whole = self.whole_in(features.pooled)[:, :, None, None]
+        hidden = self.mix(fine + coarse + whole)
         seen = torch.cat([hidden.mean(dim=(2, 3)), hidden.amax(dim=(2, 3)), features.pooled], dim=1)
         return self.score_head(seen)[:, 0], self.map_head(hidden)[:, 0]
 

@@ -76,8 +76,7 @@ def _draw(
     top, left = (int(np.clip(at - side // 2, 0, length - side)) for at, length in zip(place, part.shape, strict=True))
     window = np.ascontiguousarray(image[top : top + side, left : left + side])
     inside = part[top : top + side, left : left + side]
-    grey = bool(np.ptp(window, axis=2).max() < _GREY)
-    change, mask = draw_change(window, inside, KINDS[kind % len(KINDS)], np.random.default_rng(seed), grey)
+    change, mask = draw_change(window, inside, KINDS[kind % len(KINDS)], np.random.default_rng(seed))
     pixels = np.where(inside[..., None], np.clip(window + change, 0, 1), window)
     return Patch(top, left, pixels.astype(np.float32), mask & inside)
 
@@ -87,16 +86,14 @@ def draw_change(
     part: np.ndarray,
     kind: str,
     rng: np.random.Generator,
-    grey: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a drawn defect changes in a square of a photograph, which keeps its texture.
+    """What a drawn defect changes in a square of a photograph, which keeps its texture; grey in a grey one.
 
     Args:
         window: ``[s, s, 3]`` in [0, 1], float32.
         part: Pixels that may show the defect ``[s, s]``.
         kind: One of :data:`KINDS`.
         rng: Source of randomness.
-        grey: Draw it without colour.
 
     Returns:
         tuple: What is added to the pixels ``[s, s, 3]``, and the pixels of the defect ``[s, s]``.
@@ -109,7 +106,7 @@ def draw_change(
         allowed[:] = True  # the part is thinner than a pixel of the drawing
     defect = add_defect(rng, Surface(small, allowed), kind)
     change = defect.image - small
-    if grey:
+    if np.ptp(window, axis=2).max() < _GREY:
         change = np.broadcast_to(change.mean(axis=2, keepdims=True), change.shape)
     change = cv2.resize(np.ascontiguousarray(change), (side, side), interpolation=cv2.INTER_LINEAR)
     return change, cv2.resize(defect.mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) > 0

@@ -29,6 +29,22 @@ def test_the_network_is_cut_behind_stride_16_and_gives_score_and_map_of_any_size
     assert StudentModel(width=8).map_head.in_channels == 8
 
 
+def test_the_map_of_a_place_depends_on_the_whole_image_beyond_the_reach_of_the_convolutions() -> None:
+    model = StudentModel().eval()
+    image = torch.rand(1, 3, 64, 512, generator=torch.Generator().manual_seed(0))
+    other = image.clone()
+    other[..., 448:] = 0
+
+    @torch.no_grad()
+    def far_change() -> float:
+        maps = [model.decode(model.encode(each))[1] for each in (image, other)]
+        return float((maps[0] - maps[1])[..., 0].abs().max())
+
+    assert far_change() > 1e-4
+    torch.nn.init.zeros_(model.whole_in.weight)
+    assert far_change() == 0
+
+
 def test_the_embedded_network_is_the_one_of_the_clip_and_is_trained() -> None:
     model, patches = StudentModel(), load_clip("tiny").visual.conv1
     images = torch.rand(1, 3, 64, 64)
@@ -144,9 +160,23 @@ def test_eight_ways_differ_and_photographs_change_little() -> None:
     wide = images[..., :4, :]
     assert all(flip(wide, wide[:, 0], way)[0].shape == wide.shape for way in range(8))
     assert len({flip(wide, wide[:, 0], way)[0].numpy().tobytes() for way in range(8)}) == 4
-    first = photograph(images)
-    assert not torch.equal(first, photograph(images))
-    assert (first - images).abs().mean() < 0.2
+    smooth = torch.linspace(0.2, 0.8, 32).expand(2, 3, 32, 32)
+    first = photograph(smooth)
+    assert not torch.equal(first, photograph(smooth))
+    assert (first - smooth).abs().mean() < 0.2
+
+
+def test_a_photograph_may_be_out_of_focus_without_colours_and_has_noise() -> None:
+    torch.manual_seed(0)
+    checks = torch.zeros(200, 3, 16, 16)
+    checks[:, 0, ::2, ::2] = checks[:, 0, 1::2, 1::2] = 0.6  # red and black
+    seen = photograph(checks + 0.2)
+    contrast = (seen[:, 0, ::2, ::2].mean((1, 2)) - seen[:, 0, ::2, 1::2].mean((1, 2))).abs()
+    colour = (seen[:, 0] - seen[:, 1]).abs().mean((1, 2))
+    noise = seen[:, 1].flatten(1).std(1)
+    assert 0.1 < (colour < 0.1).float().mean() < 0.3
+    assert 0.35 < (contrast < 0.4).float().mean() < 0.65
+    assert 0.005 < noise.median() < 0.04
 
 
 def test_the_distance_of_an_image_grows_with_what_is_unusual() -> None:
