@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from rich.progress import track
@@ -31,8 +30,6 @@ from .torch_model import FINE
 logger = logging.getLogger(__name__)
 
 _CERTAIN = 1e-6
-_SOFTEST = 2.0
-"""Largest standard deviation of a pasted defect's blur in pixels."""
 
 
 class Target(NamedTuple):
@@ -183,10 +180,7 @@ def paste_defect(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     side = max(1, round(min(height, width) * rng.uniform(1 / 3, 1)))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     window = image[top : top + side, left : left + side].astype(np.float32) / 255
-    change, _ = draw_change(window, np.ones((side, side), dtype=bool), str(rng.choice(KINDS)), rng)
-    if rng.random() < 0.5:  # drawn defects are sharp, and a network would learn to find just that
-        change = cv2.GaussianBlur(change, (0, 0), rng.uniform(0.3, _SOFTEST))
-    window = window + change
+    window = window + draw_change(window, np.ones((side, side), dtype=bool), str(rng.choice(KINDS)), rng)[0]
     result = image.copy()
     result[top : top + side, left : left + side] = np.round(window.clip(0, 1) * 255).astype(np.uint8)
     return result
