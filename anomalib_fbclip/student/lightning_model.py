@@ -49,6 +49,7 @@ UNFAMILIAR = "unlike the images that the student was trained on"
 _FOLDS = 5
 _BATCH = 32
 _BLUR_KERNEL, _LARGEST_BLUR, _LARGEST_NOISE = 9, 1.6, 0.04
+"""Of training images: side and largest standard deviation in pixels, largest standard deviation of noise in 0..1."""
 _MONITOR = "held_out_loss"
 
 
