@@ -43,8 +43,8 @@ _VERSIONS = {FORMAT: FORMAT_VERSION, LINE_FORMAT: LINE_VERSION}
 MEMORY = "memory."
 """Prefix of the tensors that a line file holds beside the trained ones."""
 
-_OF_NORMAL = {"pictures", "false_alarm_rate", "expected_rate", "interval"}
-"""What thresholds from normal images hold beside the numbers and their origin."""
+_BESIDE = {"pictures", "false_alarm_rate", "expected_rate", "interval", "part", "parts"}
+"""What thresholds may hold beside those of image and pixel and their origin: of normal images, and of parts."""
 _MAY_DIFFER = ("image_size", "smoothing_sigma")
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -392,7 +392,7 @@ def _check_thresholds(metadata: AdapterMetadata) -> None:
         wrong.append(f"origin={thresholds.get('origin')!r} is no text")
     for name in sorted(thresholds.keys() - {"image", "pixel", "origin"}):
         value = thresholds[name]
-        if name not in _OF_NORMAL:
+        if name not in _BESIDE:
             wrong.append(f"{name}={value!r} is not known")
         elif not all(map(_is_number, value if name == "interval" and isinstance(value, list) else [value])):
             wrong.append(f"{name}={value!r} is no number")

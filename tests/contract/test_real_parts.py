@@ -241,7 +241,7 @@ def test_parts_have_scores_thresholds_and_metrics_of_their_own(model, engine, su
     assert all(row["part"] in row["view"] for row in rows)
 
 
-def test_normal_parts_set_the_threshold_of_parts(model, engine, surfaces) -> None:
+def test_normal_parts_set_the_threshold_of_parts(model, engine, surfaces, tmp_path) -> None:
     data = surfaces(views=3, num_train=4, num_test=6)
     data.setup()
     good = Path(data.train_data.samples.image_path[0]).parent
@@ -250,6 +250,8 @@ def test_normal_parts_set_the_threshold_of_parts(model, engine, surfaces) -> Non
     found = made.thresholds
     assert (found["pictures"], found["parts"]) == (12, 4)
     assert 0 < found["part"] < 1
+    stored = model(group_by=r"(\w+_\d+)_view", weights=made.save_adapter(tmp_path / "a.safetensors"))
+    assert stored.thresholds == found
     highest = model(group_by=r"(\w+_\d+)_view", part_score="max", normal_source=good, visualizer=False)
     highest.calibrate_once()
     assert highest.thresholds["part"] >= highest.thresholds["image"]
