@@ -49,7 +49,7 @@ def find_components(mask: torch.Tensor, anomaly_map: torch.Tensor, size: tuple[i
         >>> find_components(mask, mask * 0.75, (8, 16))
         [Component(box=(4, 2, 12, 4), area=16, peak=0.75, centre=(8, 3))]
     """
-    labels, stats, centres = _label(mask)
+    labels, stats, centres = label_components(mask.detach().cpu().numpy())
     peaks = np.zeros(len(stats))
     inside = labels > 0
     np.maximum.at(peaks, labels[inside], anomaly_map.detach().float().cpu().numpy()[inside])
@@ -74,7 +74,7 @@ def find_components(mask: torch.Tensor, anomaly_map: torch.Tensor, size: tuple[i
 
 def drop_small(mask: torch.Tensor, min_area: float, size: tuple[int, int]) -> torch.Tensor:
     """A mask ``[h, w]`` without its components of less than ``min_area`` pixels of an image of a height and width."""
-    labels, stats, _ = _label(mask)
+    labels, stats, _ = label_components(mask.detach().cpu().numpy())
     kept = stats[:, cv2.CC_STAT_AREA] * (size[0] * size[1] / labels.size) >= min_area
     kept[0] = False
     return torch.from_numpy(kept[labels]).to(mask.device)
@@ -153,7 +153,7 @@ def components_of(item: Any) -> list[Component]:  # noqa: ANN401  # anomalib's i
     return find_components(item.pred_mask.reshape(item.anomaly_map.shape[-2:]), item.anomaly_map.squeeze(), size)
 
 
-def _label(mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values = mask.detach().cpu().numpy().astype(np.uint8)
-    _, labels, stats, centres = cv2.connectedComponentsWithStats(values, connectivity=8)
+def label_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Number of the component of each pixel ``[h, w]``, 0 outside; OpenCV's statistics of each; their centres."""
+    _, labels, stats, centres = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return labels, stats, centres

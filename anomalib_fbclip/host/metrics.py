@@ -12,13 +12,15 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from anomalib.metrics import Evaluator
-from anomalib.utils.cv import connected_components_cpu
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_precision_recall_curve
 
+from .components import label_components
 from .processes import own_number
 from .regions import inside_of
 
@@ -83,19 +85,13 @@ class ScoreHistogram(Metric):
         negative = ~positive
         if inside is not None:
             negative &= inside.to(bins.device).flatten()
-        self.normal += torch.bincount(bins[negative], minlength=self.bins)
-        self.anomalous += torch.bincount(bins[positive], minlength=self.bins)
-        if self.regions and positive.any():
-            mask = (target.reshape(-1, 1, *target.shape[-2:]) > 0).float().cpu()
-            for index, image in enumerate(mask):
-                # One image at a time: the labels of a batch are not told apart between images.
-                labels = connected_components_cpu(image[None]).flatten().long().to(bins.device)
-                area = torch.bincount(labels)
-                inside = labels > 0
-                weight = area[labels[inside]].double().reciprocal()
-                own = bins.view(len(mask), -1)[index][inside]
-                self.overlap += torch.bincount(own, weights=weight, minlength=self.bins)
-                self.num_regions += int((area[1:] > 0).sum())
+        # Counts of boolean indices, and bincount, make the host wait for the device.
+        self.normal.index_add_(0, bins, negative.double())
+        self.anomalous.index_add_(0, bins, positive.double())
+        if self.regions:
+            weights, number = _region_weights(target.reshape(-1, *target.shape[-2:]))
+            self.overlap.index_add_(0, bins, weights.flatten().to(bins.device))
+            self.num_regions += number
 
     def _apply(self, *args: Any, **kwargs: Any) -> "ScoreHistogram":  # noqa: ANN401  # torch's own signature
         """Move as asked, and stay exact: a trainer in half precision would count in half precision, too."""
@@ -146,6 +142,18 @@ class ScoreHistogram(Metric):
     @staticmethod
     def _from_top(counts: torch.Tensor) -> torch.Tensor:
         return counts.flip(0).cumsum(0)
+
+
+def _region_weights(target: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """One over the area of its connected region for each anomalous pixel ``[B, H, W]``; the number of regions."""
+    weights, number = np.zeros(target.shape), 0
+    for weight, mask in zip(weights, (target > 0).cpu().numpy(), strict=True):
+        labels, stats, _ = label_components(mask)
+        each = 1 / stats[:, cv2.CC_STAT_AREA].clip(min=1)
+        each[0] = 0
+        weight[:] = each[labels]
+        number += len(each) - 1
+    return torch.from_numpy(weights), number
 
 
 _ANY_SHIFT = 12  # of float32's 23 bits of mantissa, 11 are kept

@@ -162,10 +162,15 @@ class ProbabilityPostProcessor(PostProcessor):
         if torch.compiler.is_exporting():
             left = drop_small_in_graph(masks, self.min_area, sizes[0])
         else:
-            cut = [drop_small(mask, self.min_area, size) for mask, size in zip(masks, sizes, strict=True)]
-            left = torch.stack(cut)
+            cut = [drop_small(mask, self.min_area, size) for mask, size in zip(masks.cpu(), sizes, strict=True)]
+            left = torch.stack(cut).to(masks.device)
         emptied = masks.flatten(1).any(dim=1) & ~left.flatten(1).any(dim=1)
         return left, None if labels is None else labels & ~emptied.reshape(labels.shape)
+
+    @staticmethod
+    def _apply_threshold(preds: torch.Tensor | None, threshold: torch.Tensor) -> torch.Tensor | None:
+        # anomalib's reads each threshold from the device to see whether it is NaN; here none ever is.
+        return None if preds is None else preds > threshold
 
     @staticmethod
     def _normalize(
