@@ -156,7 +156,7 @@ class Student(ScoringModule, AnomalibModule):
         self.patience = patience
         self.max_epochs = max_epochs
         self.seed = seed
-        with torch.random.fork_rng(devices=[]):
+        with torch.inference_mode(mode=False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = StudentModel(backbone, backbone_weights, width)
         self.hparams["backbone_weights"] = None  # a checkpoint holds them

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from anomalib_fbclip.clip.build import EMBEDDED, load_clip
 from anomalib_fbclip.clip.stem import network_features
+from anomalib_fbclip.common.safe_load import reason
 
 FINE, COARSE = 8, 16
 """Strides of the features that the heads read."""
@@ -54,7 +55,14 @@ class TimmEncoder(nn.Module):
         if path is not None and not path.is_file():
             msg = f"backbone_weights={str(weights)!r} does not exist: give a file, or None for random weights."
             raise FileNotFoundError(msg)
-        self.network = timm.create_model(name, pretrained=False, checkpoint_path="" if path is None else str(path))
+        try:
+            self.network = timm.create_model(name, pretrained=False, checkpoint_path="" if path is None else str(path))
+        except Exception as error:
+            if path is None:
+                raise
+            # Not chained: torch's message advises to load the file without the check.
+            msg = f"backbone_weights={str(weights)!r} cannot be used for {name}: {reason(error)}"
+            raise ValueError(msg) from None
         info = getattr(self.network, "feature_info", None) or []
         levels = {level["reduction"]: index for index, level in enumerate(info)}
         if not {FINE, COARSE} <= levels.keys() or not hasattr(self.network, "forward_intermediates"):
@@ -117,8 +125,8 @@ class StudentModel(nn.Module):
         std: Standard deviation of each colour, likewise.
 
     Raises:
-        ValueError: If timm has no such network, it has no features at these strides, or weights are given for
-            ``"tiny"``, which has its own.
+        ValueError: If timm has no such network, it has no features at these strides, the file holds other weights
+            or code, or weights are given for ``"tiny"``, which has its own.
         FileNotFoundError: If the file does not exist.
     """
 

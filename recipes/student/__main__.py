@@ -32,10 +32,14 @@ from anomalib_fbclip import FBCLIP, MagneticTile, ProceduralSurfaces, Student
 from .product import write_product
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from anomalib.data import AnomalibDataModule
 
 TESTED = 60
-"""Drawn images to test, half of them bad."""
+"""Drawn images of a family to test, half of them bad."""
+PRODUCT_TESTED = 240
+"""Those of a product: among thirty bad ones a single large defect decided over three points of pixel AUROC."""
 KEYS = ("image_AUROC", "pixel_AUROC", "pixel_AUPRO")
 TEACHER = {"backbone": "tiny"}
 
@@ -90,10 +94,26 @@ def speed(student: Student, k_shot: int, folder: Path) -> str:
     return f"{height} x {width} px, one thread: {words}; file {path.stat().st_size / 1e6:.1f} MB"
 
 
-def compare(datamodule: AnomalibDataModule, seed: int, arguments: argparse.Namespace, folder: Path) -> Student:
-    """Train one student and print its row beside its teacher's."""
+def score_teacher(datamodule: AnomalibDataModule, arguments: argparse.Namespace, folder: Path) -> str:
+    """The teacher's numbers."""
     teacher = FBCLIP(**TEACHER, k_shot=arguments.k_shot, metrics="full", visualizer=False)
-    (theirs,) = engine(folder, arguments.accelerator).test(teacher, datamodule=datamodule, verbose=False)
+    (result,) = engine(folder, arguments.accelerator).test(teacher, datamodule=datamodule, verbose=False)
+    return percent(result)
+
+
+def percent(result: Mapping[str, float]) -> str:
+    """Image AUROC / pixel AUROC / AUPRO."""
+    return " / ".join(f"{100 * result[key]:.1f}" for key in KEYS)
+
+
+def compare(
+    datamodule: AnomalibDataModule,
+    seed: int,
+    theirs: str,
+    arguments: argparse.Namespace,
+    folder: Path,
+) -> Student:
+    """Train one student and print its row beside its teacher's numbers."""
     student = Student(
         teacher="FBCLIP",
         teacher_arguments={**TEACHER, "k_shot": arguments.k_shot},
@@ -111,10 +131,9 @@ def compare(datamodule: AnomalibDataModule, seed: int, arguments: argparse.Names
     took = time.perf_counter() - begin
     epochs = student.trainer.current_epoch
     (ours,) = engine(folder, arguments.accelerator).test(student, datamodule=datamodule, verbose=False)
-    numbers = [" / ".join(f"{100 * result[key]:.1f}" for key in KEYS) for result in (theirs, ours)]
     agreement = " / ".join(f"{value:.2f}" for value in student.agreement.values())
     name = f"{datamodule.name} {getattr(datamodule, 'category', '')}"
-    row = (name, seed, *numbers, agreement, f"{took:.0f} s, {epochs} epochs")
+    row = (name, seed, theirs, percent(ours), agreement, f"{took:.0f} s, {epochs} epochs")
     sys.stdout.write("| " + " | ".join(map(str, row)) + " |\n")
     sys.stdout.flush()
     return student
@@ -157,10 +176,12 @@ def main() -> None:
     if arguments.magnetic_tile is not None:
         sets += [MagneticTile(arguments.magnetic_tile, category=kind, train_batch_size=8) for kind in arguments.kinds]
     with tempfile.TemporaryDirectory() as name:
-        sets += [write_product(Path(name) / family, family, arguments.images, TESTED) for family in arguments.products]
+        for family in arguments.products:
+            sets.append(write_product(Path(name) / family, family, arguments.images, PRODUCT_TESTED))
         for datamodule in sets:
+            theirs = score_teacher(datamodule, arguments, Path(name))
             for seed in arguments.seeds:
-                student = compare(datamodule, seed, arguments, Path(name))
+                student = compare(datamodule, seed, theirs, arguments, Path(name))
         sys.stdout.write(speed(student.cpu(), arguments.k_shot, Path(name)) + "\n")
 
 

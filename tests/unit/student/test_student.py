@@ -4,6 +4,7 @@
 """Network, loss and pasted defects of a student."""
 
 import re
+from traceback import format_exception
 
 import numpy as np
 import pytest
@@ -65,6 +66,19 @@ def test_weights_of_a_file_are_used(tmp_path) -> None:
     assert not torch.equal(StudentModel("resnet18").encoder.network.conv1.weight, whole.conv1.weight)
     with pytest.raises(ValueError, match="which has its own"):
         StudentModel(backbone_weights=file)
+    for content in ({"state_dict": whole}, timm.create_model("resnet10t").state_dict()):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=r"resnet18\.pth' cannot be used for resnet18") as refused:
+            StudentModel("resnet18", file)
+        assert "weights_only" not in "".join(format_exception(refused.value))
+
+
+def test_built_in_inference_mode_it_can_be_trained() -> None:
+    with torch.inference_mode():
+        model = Student(image_size=64)
+    score, grid_map = model.model.decode(model.model.encode(torch.rand(2, 3, 64, 64)))
+    (score.sum() + grid_map.sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.model.parameters())
 
 
 @pytest.mark.parametrize(
