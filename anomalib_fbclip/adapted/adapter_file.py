@@ -430,4 +430,7 @@ def _check_architecture(model: "nn.Module", metadata: AdapterMetadata, path: str
     if different:
         both = "; ".join(f"{key}: adapter {given}, model {mine}" for key, (given, mine) in different.items())
         msg = f"adapter {path!r} was made for another model. {both}."
+        if different.keys() <= {"mean", "std"}:
+            msg += " A file of weights does not show mean and std: give the weights by their tag, or a pre_processor "
+            msg += "that normalises with the adapter's."
         raise ValueError(msg)

@@ -18,7 +18,7 @@ from anomalib_fbclip.common.arguments import plain
 from anomalib_fbclip.common.functional import pair
 
 from .module import ScoringModule
-from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions, TileCanvas, squash
+from .pre_processing import RESIZES, ExactPreProcessor, KeepProportions, TileCanvas, squash, statistics_of
 from .tiling import Tiling
 
 PAPER_IMAGE_SIZE = 518
@@ -101,6 +101,8 @@ class CLIPModule(ScoringModule):
             self.tiling = self.tiling_for(clip)
             if self._own_pre_processor:
                 self.pre_processor = self.pre_processor_for(clip)
+            elif (said := statistics_of(self.pre_processor)) is not None:
+                clip.mean, clip.std = said  # a file of weights does not show them
             self.model = model(clip, **arguments)
         self.image_size = clip.image_size
 

@@ -246,13 +246,25 @@ def _resize(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return rows @ (images @ columns.T)
 
 
+def statistics_of(pre_processor: object) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of each colour that a pre-processor normalises with; ``None`` where it does not."""
+    for step in _steps(getattr(pre_processor, "transform", None)):
+        if isinstance(step, Normalize):
+            return tuple(map(float, step.mean)), tuple(map(float, step.std))
+    return None
+
+
+def _steps(transform: object) -> list[Any]:
+    return list(transform.transforms) if isinstance(transform, Compose) else [transform]
+
+
 def _normalize_first(transform: Transform) -> list[Transform]:
     """Steps of a transform, in the graph's order.
 
     The rows of a resize sum to 1, so a normalisation may come before it as well as after it. OpenVINO's CPU plug-in
     fuses one that comes after into the matrix product and then stops, because its channels are not the product's.
     """
-    steps = list(transform.transforms) if isinstance(transform, Compose) else [transform]
+    steps = _steps(transform)
     for index in range(len(steps) - 1):
         if _is_exact_resize(steps[index]) and isinstance(steps[index + 1], Normalize):
             steps[index : index + 2] = steps[index + 1], steps[index]

@@ -36,7 +36,9 @@ once in FB-CLIP and in FiSeCLIP. The embedded `tiny` works beside them.
 
 The tags are what `pretrained` takes beside a file. `q`: trained with QuickGELU. `m`: trained on images that were
 normalised with another mean and deviation than OpenAI's. Both are set automatically for a tag. Most files show neither:
-give `quick_gelu` where the log asks for it, and a `pre_processor` where mean and deviation are not OpenAI's.
+give `quick_gelu` where the log asks for it, and a `pre_processor` where mean and deviation are not OpenAI's: drawn
+defects and adapters take them from its `Normalize`. A file may have open_clip's names, also those of its training
+checkpoints and of `CustomTextCLIP`, or those of transformers' `CLIPModel`; paths may begin with `~`.
 
 ## Work
 

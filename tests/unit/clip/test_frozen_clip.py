@@ -152,6 +152,15 @@ def test_a_tag_brings_its_activation_and_statistics(state, tmp_path, monkeypatch
     metadata = adapters.read(fbclip.save_adapter(tmp_path / "a.safetensors"))[1]
     assert (metadata["mean"], metadata["quick_gelu"]) == (list(mean), quick_gelu)
 
+    # The same weights from a file, which does not show how images are normalised.
+    same = {"backbone": backbone, "pretrained": str(tmp_path / "clip.pt"), "quick_gelu": quick_gelu}
+    told = FBCLIP(**same, weights=tmp_path / "a.safetensors", pre_processor=fbclip.pre_processor)
+    assert told.model.clip.mean == mean
+    assert told.synthesis.mean.flatten().tolist() == pytest.approx(mean)
+    if mean != CLIP_MEAN:
+        with pytest.raises(ValueError, match="give the weights by their tag, or a pre_processor"):
+            FBCLIP(**same, weights=tmp_path / "a.safetensors")
+
 
 def _custom_text(state):
     mine = ("visual.", "logit_scale")
