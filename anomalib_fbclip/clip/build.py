@@ -162,12 +162,12 @@ def tag_needs_quick_gelu(tag: str, registered: Mapping[str, Any], config: Mappin
     """Whether a tag's weights need QuickGELU: open_clip says so in its registry, configurations or file names.
 
     Args:
-        tag: ``"openai"`` needs it, which only some versions of open_clip see to.
+        tag: ``"openai"`` and ``"dfn2b"`` need it, which only some versions of open_clip know.
         registered: What open_clip's registry says of the tag.
         config: open_clip's configuration of the model.
     """
     said = config.get("quick_gelu", False) or registered.get("quick_gelu", False)
-    return said or tag == "openai" or "quickgelu" in registered.get("url", "")
+    return said or tag in {"openai", "dfn2b"} or "quickgelu" in registered.get("url", "")
 
 
 def _file_needs_quick_gelu(path: Path, state_dict: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> bool:

@@ -130,6 +130,7 @@ def test_the_activation_follows_the_weights_without_network(state, named, tmp_pa
         ("ViT-L-14", "openai", True, CLIP_MEAN),
         ("ViT-L-14", "laion2b_s32b_b82k", False, (0.5, 0.5, 0.5)),
         ("ViT-L-14-quickgelu", "metaclip_400m", True, CLIP_MEAN),
+        ("ViT-B-16", "dfn2b", True, CLIP_MEAN),  # open_clip 2.24 does not say so
         ("ViT-B-32", "laion400m_e32", True, CLIP_MEAN),  # its file is named vit_b_32-quickgelu
         ("ViT-B-32", "laion2b_s34b_b79k", False, CLIP_MEAN),
     ],
