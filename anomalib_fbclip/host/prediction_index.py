@@ -179,22 +179,20 @@ class PredictionIndex(Callback):
         counts = ", ".join(f"{number} {word}" for word, number in words.items() if word)
         logger.info("Scores: %s (%d images: %s)", self._path, len(self._seen), counts or "none")
         if skipped:
-            kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(skipped).most_common())
+            kinds = Counter(path.suffix.lower() for path in skipped).most_common()
             logger.warning(
                 "%d images or videos have extensions that anomalib does not read (%s) and no score: convert them to "
-                "PNG or JPEG. All of them: column 'error' of %s",
+                "PNG or JPEG:\n%s",
                 len(skipped),
-                kinds,
-                self._path,
+                ", ".join(f"{number} {kind}" for kind, number in kinds),
+                self._named([str(path) for path in skipped]),
             )
         if self.unreadable:
-            named = [f"{path}: {why}" for path, why in list(self.unreadable.items())[:_NAMED]]
-            more = [f"... all of them: column 'error' of {self._path}"] if len(self.unreadable) > _NAMED else []
             logger.warning(
                 "%d of %d files could not be read and have no score:\n%s",
                 len(self.unreadable),
                 len(asked),
-                "\n".join(named + more),
+                self._named([f"{path}: {why}" for path, why in self.unreadable.items()]),
             )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -212,15 +210,20 @@ class PredictionIndex(Callback):
         restore(self._changed)
         self._changed = []
 
-    def _write_skipped(self, trainer: Trainer) -> list[str]:
-        """Write rows of files that anomalib passed over; return their extensions."""
+    def _named(self, lines: list[str]) -> str:
+        """The first lines, and where the others are."""
+        more = [f"... all of them: column 'error' of {self._path}"] if len(lines) > _NAMED else []
+        return "\n".join(lines[:_NAMED] + more)
+
+    def _write_skipped(self, trainer: Trainer) -> list[Path]:
+        """Write rows of files that anomalib passed over; return them."""
         if not trainer.is_global_zero:
             return []
         skipped = [path for folder in predicted_folders(trainer) for path in skipped_files(folder)]
         for path in skipped:
             why = f"anomalib does not read {path.suffix}: convert it to PNG or JPEG"
             self._write({**dict.fromkeys(COLUMNS), "path": str(path), "error": why})
-        return [path.suffix.lower() for path in skipped]
+        return skipped
 
     @staticmethod
     def _of_process(path: Path, rank: int) -> Path:

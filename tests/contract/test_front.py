@@ -88,8 +88,9 @@ def test_debug_shows_all() -> None:
         main(["predict", *MODEL, *RUN, "--data", "nowhere", "--debug"])
 
 
-def test_a_console_without_utf8_does_not_end_a_run(images, model, engine, monkeypatch) -> None:
-    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # the latter is Python's with LC_ALL=C
+def test_a_console_without_utf8_does_not_end_a_run(errors, images, model, engine, monkeypatch) -> None:
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors=errors)
     monkeypatch.setattr(sys, "stdout", console)
     # Its bar has a dot that ASCII does not know.
     engine(callbacks=[RichProgressBar()]).predict(model(), data_path=images / "images")

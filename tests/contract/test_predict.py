@@ -171,6 +171,7 @@ def test_files_that_anomalib_passes_over_are_counted_and_have_rows(dataset, mode
     assert {path for path, row in rows.items() if row["error"]} == {str(folder / name) for name in skipped}
     assert len(rows) == 2 + len(skipped)
     assert "7 images or videos have extensions that anomalib does not read (2 .gif, " in caplog.text
+    assert all(str(folder / name) in caplog.text for name in skipped)
     # One image is asked for, and not its folder.
     runner = engine()
     runner.predict(model(), data_path=folder / "0.png")
