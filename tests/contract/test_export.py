@@ -165,6 +165,21 @@ def test_openvino_in_half_precision_with_a_fixed_batch(model, photos, tmp_path) 
     assert json.loads(read.get_rt_info(["framework", "thresholds"]).astype(str))["origin"] == "labels"
 
 
+def test_openvino_with_weights_and_activations_of_8_bit(model, photos, tmp_path) -> None:
+    fbclip = model(**LIGHT, normal_source=photos[0].parent)
+    expected = _engine(tmp_path).predict(fbclip, data_path=photos[0])
+    path = _engine(tmp_path).export(
+        fbclip,
+        ExportType.OPENVINO,
+        export_root=tmp_path,
+        input_size=(130, 180),
+        compression_type=CompressionType.INT8_PTQ,
+    )
+    read = openvino.Core().read_model(path)
+    assert "FakeQuantize" in [op.get_type_name() for op in read.get_ops()]
+    _agree(_named(openvino.Core().compile_model(read, "CPU", EXACT)(_read(photos[0]))), expected, tolerance=0.05)
+
+
 @pytest.fixture
 def graph():
     """A layer behind a resize, as at the input; cosines with two texts and a map's matrix, as at the output."""
@@ -182,7 +197,6 @@ def graph():
 
 
 def test_of_all_products_layers_alone_are_quantised(graph) -> None:
-    pytest.importorskip("nncf")
     products = [op for op in graph.get_ordered_ops() if op.get_type_name() == "MatMul"]
     assert [is_layer(op) for op in products] == [False, True, False, False]
     quantised = quantize(graph, torch.rand(2, 3, 40, 60))

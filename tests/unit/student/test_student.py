@@ -73,6 +73,13 @@ def test_weights_of_a_file_are_used(tmp_path) -> None:
         assert "weights_only" not in "".join(format_exception(refused.value))
 
 
+def test_compiled_as_one_graph_it_gives_the_same() -> None:
+    model, images = StudentModel().eval(), torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")(images)
+        assert_close(compiled.anomaly_map, model(images).anomaly_map)
+
+
 def test_built_in_inference_mode_it_can_be_trained() -> None:
     with torch.inference_mode():
         model = Student(image_size=64)
