@@ -167,7 +167,10 @@ def load_target(path: Path) -> Target:
 
 
 def paste_defect(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a defect into a random square window of a third of the shorter side at least.
+    """Draw a defect into a square window at a random place.
+
+    The window has the length of the shorter side or, half of the time, a random one from a third of it on. Defects grow
+    with it, and a student that has seen no large areas of another tone misses them.
 
     Args:
         image: uint8 ``[H, W, 3]``.
@@ -177,7 +180,8 @@ def paste_defect(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         np.ndarray: The changed image, uint8 ``[H, W, 3]``.
     """
     height, width = image.shape[:2]
-    side = max(1, round(min(height, width) * rng.uniform(1 / 3, 1)))
+    share = rng.uniform(1 / 3, 1) if rng.random() < 0.5 else 1
+    side = max(1, round(min(height, width) * share))
     top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
     window = image[top : top + side, left : left + side].astype(np.float32) / 255
     window = window + draw_change(window, np.ones((side, side), dtype=bool), str(rng.choice(KINDS)), rng)[0]
