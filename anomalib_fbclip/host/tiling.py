@@ -247,7 +247,8 @@ class Tiling:
         """Scores ``[T, B]`` and the blended map ``[B, H, W]`` of the tiles, a few of them at a time."""
         count, _, height, width = images.shape
         reduce = linear_matrix(self.size, side).to(images.device)
-        down, across = blend_weights(rows, side, height), blend_weights(columns, side, width)
+        down = blend_weights(rows, side, height).to(images.device)
+        across = blend_weights(columns, side, width).to(images.device)
         blended = images.new_zeros(count, height, width, dtype=torch.float32)
         scores = []
         every, step = list(product(enumerate(rows), enumerate(columns))), max(1, self.batch_size // count)
