@@ -85,7 +85,7 @@ class ScoreHistogram(Metric):
         negative = ~positive
         if inside is not None:
             negative &= inside.to(bins.device).flatten()
-        # Counts of boolean indices, and bincount, make the host wait for the device.
+        # Boolean indices and bincount would make the host wait for the device.
         self.normal.index_add_(0, bins, negative.double())
         self.anomalous.index_add_(0, bins, positive.double())
         if self.regions:

@@ -60,6 +60,12 @@ def _engine(root: Path) -> Engine:
     return Engine(default_root_dir=root, accelerator="cpu", devices=1)
 
 
+def _openvino(fbclip: FBCLIP, root: Path, **arguments) -> openvino.Model:
+    size = (130, 180)
+    path = _engine(root).export(fbclip, ExportType.OPENVINO, export_root=root, input_size=size, **arguments)
+    return openvino.Core().read_model(path)
+
+
 def _agree(got: dict[str, np.ndarray], expected: list, tolerance: float = TOLERANCE) -> None:
     for name in ("pred_score", "anomaly_map"):
         value = torch.as_tensor(np.asarray(got[name])).reshape(len(expected), -1)
@@ -151,15 +157,7 @@ def test_openvino_in_bfloat16(any_size) -> None:
 def test_openvino_in_half_precision_with_a_fixed_batch(model, photos, tmp_path) -> None:
     fbclip = _calibrated(model(**LIGHT))
     expected = _engine(tmp_path).predict(fbclip, data_path=photos[0])
-    path = _engine(tmp_path).export(
-        fbclip,
-        ExportType.OPENVINO,
-        export_root=tmp_path,
-        input_size=(130, 180),
-        compression_type=CompressionType.FP16,
-        onnx_kwargs={"dynamic_axes": {}},
-    )
-    read = openvino.Core().read_model(path)
+    read = _openvino(fbclip, tmp_path, compression_type=CompressionType.FP16, onnx_kwargs={"dynamic_axes": {}})
     assert list(read.input(0).shape) == [1, 3, 130, 180]
     _agree(_named(openvino.Core().compile_model(read, "CPU", EXACT)(_read(photos[0]))), expected, tolerance=0.01)
     assert json.loads(read.get_rt_info(["framework", "thresholds"]).astype(str))["origin"] == "labels"
@@ -168,14 +166,7 @@ def test_openvino_in_half_precision_with_a_fixed_batch(model, photos, tmp_path) 
 def test_openvino_with_weights_and_activations_of_8_bit(model, photos, tmp_path) -> None:
     fbclip = model(**LIGHT, normal_source=photos[0].parent)
     expected = _engine(tmp_path).predict(fbclip, data_path=photos[0])
-    path = _engine(tmp_path).export(
-        fbclip,
-        ExportType.OPENVINO,
-        export_root=tmp_path,
-        input_size=(130, 180),
-        compression_type=CompressionType.INT8_PTQ,
-    )
-    read = openvino.Core().read_model(path)
+    read = _openvino(fbclip, tmp_path, compression_type=CompressionType.INT8_PTQ)
     assert "FakeQuantize" in [op.get_type_name() for op in read.get_ops()]
     _agree(_named(openvino.Core().compile_model(read, "CPU", EXACT)(_read(photos[0]))), expected, tolerance=0.05)
 
