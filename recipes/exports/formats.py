@@ -14,10 +14,11 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import openvino
 import torch
@@ -27,39 +28,62 @@ from anomalib_fbclip.clip.build import EMBEDDED
 from anomalib_fbclip.host.export import quantize
 
 
-def row(form: str, computes: str, call: Callable[[], object], repeats: int, size: str = "") -> None:
-    """Print the median time of a call after one to warm up."""
-    times = []
+class Form(NamedTuple):
+    """A way to run the model.
+
+    Attributes:
+        name: What runs it.
+        computes: Precision of the arithmetic.
+        call: Scores the image.
+        size: Of the weights.
+    """
+
+    name: str
+    computes: str
+    call: Callable[[], object]
+    size: str = ""
+
+
+def take_turns(forms: Sequence[Form], repeats: int) -> None:
+    """Print the median time of each form after one to warm up. They take turns: a slow minute is then all forms'."""
+    times: dict[Form, list[float]] = {form: [] for form in forms}
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    sys.stdout.write(f"| {form} | {computes} | {size} | {statistics.median(times[1:]):.3f} |\n")
-    sys.stdout.flush()
+        for form, taken in times.items():
+            begin = time.perf_counter()
+            form.call()
+            taken.append(time.perf_counter() - begin)
+    medians = {form: statistics.median(taken[1:]) for form, taken in times.items()}
+    first = medians[forms[0]]
+    sys.stdout.write("| form | computes in | weights | seconds | of the first |\n| --- | --- | --- | --- | --- |\n")
+    for form, median in medians.items():
+        sys.stdout.write(
+            f"| {form.name} | {form.computes} | {form.size} | {median:.3f} | {median / first:.2f} |\n",
+        )
 
 
-def eager(backbone: str, image: torch.Tensor, repeats: int, folder: Path) -> Path:
-    """Rows of the model itself, and its ONNX file."""
+def eager(backbone: str, image: torch.Tensor, folder: Path) -> tuple[list[Form], Path]:
+    """The model itself, and its ONNX file."""
     model = FBCLIP(backbone=backbone, pretrained="openai" if backbone in EMBEDDED else None).eval()
     begin = time.perf_counter()
     path = model.to_onnx(folder, input_size=tuple(image.shape[-2:]))
-    took = time.perf_counter() - begin
-    row("eager", "float32", lambda: model(image), repeats)
-    with torch.autocast("cpu", torch.bfloat16):
-        row("eager", "bfloat16", lambda: model(image), repeats)
-    sys.stdout.write(f"| export to ONNX | | | {took:.1f} |\n")
-    return path
+    sys.stdout.write(f"export to ONNX: {time.perf_counter() - begin:.1f} s\n")
+
+    def in_bfloat16() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            model(image)
+
+    return [Form("eager", "float32", lambda: model(image)), Form("eager", "bfloat16", in_bfloat16)], path
 
 
-def onnx_runtime(path: Path, image: torch.Tensor, repeats: int, threads: int) -> None:
-    """Row of ONNX Runtime."""
+def onnx_runtime(path: Path, image: torch.Tensor, threads: int) -> Form:
+    """The file in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: image.numpy()}
-    row("ONNX Runtime", "float32", lambda: session.run(None, feed), repeats)
+    return Form("ONNX Runtime", "float32", lambda: session.run(None, feed))
 
 
 def convert(path: Path, weights: str, images: Sequence[torch.Tensor] = ()) -> tuple[Path, str]:
@@ -82,13 +106,13 @@ def convert(path: Path, weights: str, images: Sequence[torch.Tensor] = ()) -> tu
     return file, f"{file.with_suffix('.bin').stat().st_size / 1e6:.1f} MB"
 
 
-def open_vino(path: Path, image: torch.Tensor, repeats: int, threads: int, weights: str) -> None:
-    """Rows of OpenVINO with one kind of weights, in both precisions."""
+def open_vino(path: Path, image: torch.Tensor, threads: int, weights: str) -> Iterator[Form]:
+    """OpenVINO with one kind of weights, in both precisions."""
     file, size = convert(path, weights, image)
     for precision in ("f32", "bf16"):
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(file, "CPU", settings)
-        row(f"OpenVINO {weights}", precision, lambda run=compiled: run(image.numpy()), repeats, size)
+        yield Form(f"OpenVINO {weights}", precision, lambda run=compiled: run(image.numpy()), size)
 
 
 def main() -> None:
@@ -102,13 +126,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     image = torch.rand(1, 3, *arguments.image)
-    sys.stdout.write("| form | computes in | weights | seconds |\n| --- | --- | --- | --- |\n")
     with TemporaryDirectory() as folder, torch.no_grad():
-        path = eager(arguments.backbone, image, arguments.repeats, Path(folder))
+        forms, path = eager(arguments.backbone, image, Path(folder))
         if find_spec("onnxruntime"):
-            onnx_runtime(path, image, arguments.repeats, arguments.threads)
+            forms.append(onnx_runtime(path, image, arguments.threads))
         for weights in ("FP32", "INT8", "INT8 and activations") if find_spec("nncf") else ("FP32",):
-            open_vino(path, image, arguments.repeats, arguments.threads, weights)
+            forms += open_vino(path, image, arguments.threads, weights)
+        take_turns(forms, arguments.repeats)
 
 
 if __name__ == "__main__":
