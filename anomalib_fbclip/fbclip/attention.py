@@ -205,7 +205,9 @@ def _fold(stream: Stream, index: int, rows: slice) -> tuple[torch.Tensor, ...]:
 
 def _attend(projected: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """Attention of some heads: projections ``[B, N, 3 * h * 64]``, factors ``[B, N, h]`` -> ``[B, N, h * 64]``."""
-    factor = factor[:, :, None, :, None].to(projected.dtype)
-    qkv = torch.addcmul(shift.to(projected.dtype), projected.unflatten(-1, shift.shape), factor)
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    # In four axes: OpenVINO rounds to 8 bit in five many times slower.
+    factor = factor.repeat(1, 1, 3)[..., None].to(projected.dtype)
+    shift = shift.flatten(0, 1).to(projected.dtype)
+    qkv = torch.addcmul(shift, projected.unflatten(-1, shift.shape), factor)  # [B, N, 3 * h, 64]
+    query, key, value = qkv.transpose(1, 2).chunk(3, dim=1)
     return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)

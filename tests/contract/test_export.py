@@ -167,13 +167,14 @@ def test_openvino_with_weights_and_activations_of_8_bit(model, surfaces, photos,
     fbclip = _calibrated(model(**LIGHT))
     expected = _engine(tmp_path).predict(fbclip, data_path=photos[0])
     read = _openvino(fbclip, tmp_path, compression_type=CompressionType.INT8_PTQ, datamodule=surfaces())
-    assert "FakeQuantize" in [op.get_type_name() for op in read.get_ops()]
+    axes = {len(op.output(0).partial_shape) for op in read.get_ops() if op.get_type_name() == "FakeQuantize"}
+    assert axes == {3, 4}, "in five axes, rounding takes a fifth of the whole time"
     _agree(_named(openvino.Core().compile_model(read, "CPU", EXACT)(_read(photos[0]))), expected, tolerance=0.05)
 
 
 @pytest.fixture
 def graph():
-    """A layer behind a resize, as at the input; attention; cosines with two texts and a map's matrix, at the output."""
+    """A layer behind a resize, as at the input; cosines with two texts and a map's matrix, as at the output."""
     ops = pytest.importorskip("openvino.opset13")
     image = ops.parameter([-1, 3, 40, 60], np.float32)
     tokens = ops.reshape(
@@ -182,8 +183,7 @@ def graph():
         False,
     )
     layer = ops.matmul(tokens, ops.constant(np.eye(64, 360, dtype=np.float32)), False, True)
-    mixed = ops.scaled_dot_product_attention(layer, layer, layer)
-    texts = ops.matmul(mixed, ops.constant(np.ones((2, 64), np.float32)), False, True)
+    texts = ops.matmul(layer, ops.constant(np.ones((2, 64), np.float32)), False, True)
     enlarged = ops.matmul(ops.constant(np.ones((9, 3), np.float32)), texts, False, False)
     return openvino.Model([enlarged], [image])
 
@@ -196,8 +196,6 @@ def test_of_all_products_layers_alone_are_quantised(graph) -> None:
     types = [[source.get_node().get_type_name() for source in op.input_values()] for op in (left, layer, texts, right)]
     assert types[1][1] == "Multiply"  # weights of 8 bit and their scale
     assert not {"FakeQuantize", "Multiply"} & {*types[0], *types[2], *types[3]}
-    (attention,) = (op for op in quantised.get_ops() if op.get_type_name() == "ScaledDotProductAttention")
-    assert {source.get_node().get_type_name() for source in attention.input_values()} == {"MatMul"}
     assert "FakeQuantize" in [op.get_type_name() for op in quantised.get_ops()]
     openvino.Core().compile_model(quantised, "CPU")
 
