@@ -71,7 +71,8 @@ class Adaptor(nn.Module):
                 variance = mix(exact).var(dim=-1, correction=0, keepdim=True)
                 factor = torch.rsqrt(variance + self.norm.eps).to(projected.dtype)  # [B, N, 1]
             qkv = torch.addcmul(shift.to(projected.dtype), mix(projected), factor)
-            query, key, value = qkv.unflatten(-1, (3, HEADS, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+            # In four axes: OpenVINO rounds to 8 bit in five many times slower.
+            query, key, value = qkv.unflatten(-1, (3 * HEADS, HEAD_WIDTH)).transpose(1, 2).chunk(3, dim=1)
             attended = F.scaled_dot_product_attention(query, key, value)
             del qkv, query, key, value
             yield self.to_out(attended.transpose(1, 2).flatten(2))
