@@ -236,9 +236,9 @@ def line(values: Sequence[dict[str, float]]) -> str:
     return " / ".join("-" if np.isnan(value) else f"{100 * value:.1f}" for value in mean)
 
 
-def gain(draws: Sequence[dict[str, dict[str, float]]], row: str) -> str:
-    """What a row has above plain similarity on the same images: mean and standard deviation of the draws, percent."""
-    gaps = [[draw[row][name] - draw[PLAIN][name] for name in draw[row]] for draw in draws]
+def gain(draws: Sequence[dict[str, dict[str, float]]]) -> str:
+    """What FB-CLIP has above plain similarity on the same images: mean and standard deviation of the draws, percent."""
+    gaps = [[value - draw[PLAIN][name] for name, value in draw[FULL].items()] for draw in draws]
     pairs = zip(np.mean(gaps, axis=0), np.std(gaps, axis=0, ddof=1), strict=True)
     return " / ".join("-" if np.isnan(mean) else f"{100 * mean:+.1f} ± {100 * spread:.1f}" for mean, spread in pairs)
 
@@ -274,7 +274,7 @@ def main() -> None:
             cells = [line([draw[row] for draw in draws]) for draws in found]
             logger.info("| %d | %s | %s |", size, row, " | ".join(cells))
         if FULL in rows and all(len(draws) > 1 for draws in found):
-            logger.info("| %d | FB-CLIP above it | %s |", size, " | ".join(gain(draws, FULL) for draws in found))
+            logger.info("| %d | FB-CLIP above it | %s |", size, " | ".join(gain(draws) for draws in found))
 
 
 if __name__ == "__main__":
