@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.clip.transformer import dot_product_attention
 from anomalib_fbclip.common.functional import full_precision
 
 from .aggregation import Mixing
@@ -73,6 +74,6 @@ class Adaptor(nn.Module):
             qkv = torch.addcmul(shift.to(projected.dtype), mix(projected), factor)
             # In four axes: OpenVINO rounds to 8 bit in five many times slower.
             query, key, value = qkv.unflatten(-1, (3 * HEADS, HEAD_WIDTH)).transpose(1, 2).chunk(3, dim=1)
-            attended = F.scaled_dot_product_attention(query, key, value)
+            attended = dot_product_attention(query, key, value)
             del qkv, query, key, value
             yield self.to_out(attended.transpose(1, 2).flatten(2))

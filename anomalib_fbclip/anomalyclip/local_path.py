@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip.like_to_like import attend_like_to_like, correlation_attention
-from anomalib_fbclip.clip.transformer import merge_heads, query_key_value, residual_block
+from anomalib_fbclip.clip.transformer import dot_product_attention, merge_heads, query_key_value, residual_block
 from anomalib_fbclip.clip.vision import embed_patches
 
 
@@ -66,7 +65,7 @@ def two_paths_together(
             y = y + block.ls_1(merge_heads(block.attn, attend_like_to_like(parts, "vv")))
         if number == len(blocks):
             query, x = query[:, :, :1], x[:, :1]
-        x = x + block.ls_1(merge_heads(block.attn, F.scaled_dot_product_attention(query, key, value)))
+        x = x + block.ls_1(merge_heads(block.attn, dot_product_attention(query, key, value)))
         del parts, query, key, value  # before the block's largest tensor
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
         if number < first:

@@ -10,9 +10,8 @@ like looks for like, a patch gathers from patches that resemble it. After SCLIP 
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from .transformer import merge_heads, query_key_value
+from .transformer import dot_product_attention, merge_heads, query_key_value
 
 CORRELATIONS = {"qq-kk": (0, 1), "qq": (0,), "kk": (1,), "vv": (2,)}
 """What is compared with itself: places of the compared parts among query, key and value."""
@@ -29,7 +28,7 @@ def attend_like_to_like(parts: torch.Tensor, correlation: str) -> torch.Tensor:
         torch.Tensor: ``[B, heads, N, width]``.
     """
     chosen = CORRELATIONS[correlation]
-    attended = sum(F.scaled_dot_product_attention(parts[x], parts[x], parts[2]) for x in chosen)
+    attended = sum(dot_product_attention(parts[x], parts[x], parts[2]) for x in chosen)
     return attended / len(chosen)
 
 

@@ -11,6 +11,53 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.common.functional import full_precision
+
+WEIGHTS_AT_ONCE = 2_000_000
+"""Attention weights of the heads that :func:`dot_product_attention` takes together: they stay in the cache."""
+
+
+def bfloat16_without_amx() -> bool:
+    """Whether this processor multiplies in bfloat16 by AVX-512 and not by AMX, which is several times faster.
+
+    ``False`` where that cannot be asked: of torch before ``torch.cpu.get_capabilities``, and while a graph is compiled.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_tile")
+
+
+def dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
+    """softmax(scale * query key^T) value, by torch's fused kernel or, where that is slow, some heads at a time.
+
+    Args:
+        query: ``[B, heads, N, width]``.
+        key: ``[B, heads, M, width]``.
+        value: ``[B, heads, M, width]``.
+        scale: Multiplies the products; ``None``: 1 / sqrt(width).
+        causal: Let each token see itself and the tokens before it only.
+
+    Returns:
+        torch.Tensor: ``[B, heads, N, width]``.
+    """
+    # torch's fused kernel has no use for these instructions, and takes twice as long as products and softmax.
+    in_turn = query.device.type == "cpu" and query.dtype == torch.bfloat16 and bfloat16_without_amx()
+    # A gradient would keep all weights.
+    if not in_turn or causal or query.requires_grad:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale, is_causal=causal)
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    heads_at_once = max(1, WEIGHTS_AT_ONCE // (query.shape[2] * key.shape[2]))
+    parts = (tokens.flatten(0, 1).split(heads_at_once) for tokens in (query, key, value))
+    with full_precision(query.device):
+        return torch.cat([(q @ k.mT).softmax(dim=-1) @ v for q, k, v in zip(*parts, strict=True)]).view(query.shape)
+
 
 def query_key_value(attention: nn.MultiheadAttention, tokens: torch.Tensor) -> torch.Tensor:
     """Queries, keys and values of every head.
@@ -44,7 +91,7 @@ def self_attention(attention: nn.MultiheadAttention, tokens: torch.Tensor, causa
         torch.Tensor: Tokens ``[B, N, D]`` after the output projection.
     """
     query, key, value = query_key_value(attention, tokens)
-    return merge_heads(attention, F.scaled_dot_product_attention(query, key, value, is_causal=causal))
+    return merge_heads(attention, dot_product_attention(query, key, value, causal=causal))
 
 
 def residual_block(block: nn.Module, tokens: torch.Tensor, causal: bool = False) -> torch.Tensor:

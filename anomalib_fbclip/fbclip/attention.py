@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
+from anomalib_fbclip.clip.transformer import bfloat16_without_amx, dot_product_attention
+
 from .views import Mixing
 
 HEADS = 8
@@ -123,6 +125,10 @@ class ForegroundBackgroundAttention(nn.Module):
         """Whether products are computed in half precision on this device."""
         return torch.is_autocast_enabled(device.type) or self.gate[0].weight.dtype != torch.float32
 
+    def products_are_cheap(self, device: torch.device) -> bool:
+        """Whether products cost less than mixtures do: in half precision, but not on every processor."""
+        return self.in_half(device) and not (device.type == "cpu" and bfloat16_without_amx())
+
     def attend(
         self,
         tokens: torch.Tensor,
@@ -141,9 +147,6 @@ class ForegroundBackgroundAttention(nn.Module):
         Returns:
             list[torch.Tensor]: For each view ``[B, N, D]``.
         """
-        if torch.is_autocast_enabled(tokens.device.type):
-            # Once here and not once in each product: without gradients autocast remembers nothing.
-            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
         hidden = F.linear(tokens, self.gate[0].weight)
         factors = [
             self._stream_factors(mix(hidden), variance) for mix, variance in zip(mixings, variances, strict=True)
@@ -210,4 +213,4 @@ def _attend(projected: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor) 
     shift = shift.flatten(0, 1).to(projected.dtype)
     qkv = torch.addcmul(shift, projected.unflatten(-1, shift.shape), factor)  # [B, N, 3 * h, 64]
     query, key, value = qkv.transpose(1, 2).chunk(3, dim=1)
-    return F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)
+    return dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)

@@ -21,6 +21,8 @@ FOREGROUND_THRESHOLD = 0.5
 BACKGROUND_VALUE = 0.5
 """Mask value of a background patch; that of a foreground patch is 1 (eq. 8)."""
 
+_EPS = 1e-8
+
 
 def foreground_mask(tokens: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
     """Soft mask of one block (eq. 7-8): 1 where the weighted, smoothed cues are above the threshold.
@@ -48,14 +50,23 @@ def foreground_cues(tokens: torch.Tensor, previous: torch.Tensor | None) -> torc
         torch.Tensor: ``[4, B, L]``: distance to the mean of three raster neighbours (the zero padding counts),
         distance to the image's mean patch, ``1 - cos`` to the class token, distance to the block before (or 0).
     """
-    class_token, patches = tokens[:, :1], tokens[:, 1:]
+    patches = tokens[:, 1:]
     padded = F.pad(patches, (0, 0, 1, 1))
     neighbours = (padded[:, :-2] + patches + padded[:, 2:]) / 3
     local_saliency = (patches - neighbours).norm(dim=-1)  # eq. 38
     centre_distance = (patches - patches.mean(dim=1, keepdim=True)).norm(dim=-1)  # eq. 39-40
-    inconsistency = 1 - F.cosine_similarity(patches, class_token, dim=-1)  # eq. 41
+    inconsistency = 1 - class_similarity(tokens)  # eq. 41
     variation = torch.zeros_like(inconsistency) if previous is None else (patches - previous[:, 1:]).norm(dim=-1)
     return torch.stack((local_saliency, centre_distance, inconsistency, variation))
+
+
+def class_similarity(tokens: torch.Tensor) -> torch.Tensor:
+    """Cosine of each patch and the class token ``[B, L]``, of tokens ``[B, 1 + L, D]``.
+
+    ``cosine_similarity`` would divide both by their norms first, patch by patch.
+    """
+    norms = tokens.norm(dim=-1).clamp(min=_EPS)
+    return (tokens[:, 1:] @ tokens[:, 0, :, None])[..., 0] / (norms[:, 1:] * norms[:, :1])
 
 
 def smooth_raster(scores: torch.Tensor, width: int = 5) -> torch.Tensor:

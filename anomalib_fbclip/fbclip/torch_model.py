@@ -216,13 +216,15 @@ class FBCLIPModel(AdaptedCLIP):
             mixings = [FAST[name](exact, mask, grid) for name in self.views]
         if self.attention is None:
             return [mix(exact) for mix in mixings]
-        if not self.attention.in_half(exact.device):
-            variances = [_variance(mix(exact)) for mix in mixings]
-            return self.attention.attend(tokens, mixings, variances, folded)
-        # Products cost little there and mixtures as much as ever: each view is mixed once, before its projection.
-        views = (mix(exact) for mix in mixings)
+        if torch.is_autocast_enabled(tokens.device.type):
+            # Once here and not once in each product: without gradients autocast remembers nothing.
+            tokens = tokens.to(torch.get_autocast_dtype(tokens.device.type))
+        views = (mix(tokens) for mix in mixings)
+        if not self.attention.products_are_cheap(tokens.device):
+            return self.attention.attend(tokens, mixings, [_variance(view) for view in views], folded)
+        # Mixtures cost as much as ever: each view is mixed once, before its projection.
         unmixed = FAST["id"](exact, mask, grid)
-        return [self.attention.attend(view.to(tokens), [unmixed], [_variance(view)], folded)[0] for view in views]
+        return [self.attention.attend(view, [unmixed], [_variance(view)], folded)[0] for view in views]
 
     @torch.no_grad()
     def view(self, name: str, tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
@@ -255,5 +257,6 @@ class FBCLIPModel(AdaptedCLIP):
 
 def _variance(tokens: torch.Tensor) -> torch.Tensor:
     """Variance over the last axis ``[..., 1]``, as ``var(correction=0)``, whose kernel takes eight times as long."""
+    tokens = tokens.float()
     centred = tokens - tokens.mean(dim=-1, keepdim=True)
     return centred.norm(dim=-1, keepdim=True).square() / tokens.shape[-1]

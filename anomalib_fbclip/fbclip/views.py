@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 
 from anomalib_fbclip.common.functional import Grid, grid_of
 
-from .foreground import BACKGROUND_VALUE
+from .foreground import BACKGROUND_VALUE, class_similarity
 
 VIEWS = ("id", "sem", "spa")
 SEMANTIC_STRENGTH = 0.6
@@ -108,8 +108,7 @@ def semantic_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None 
         Mixing: Keeps the class token.
     """
     del grid
-    class_token, patches = tokens[:, :1], tokens[:, 1:]
-    similarity = F.cosine_similarity(patches, class_token, dim=-1)
+    similarity = class_similarity(tokens)
     foreground = (mask > BACKGROUND_VALUE).to(tokens.dtype)
     to_foreground = _two_masses((1 - similarity) * mask, 1.0, BACKGROUND_VALUE, foreground)
     to_background = _two_masses(similarity * (1 - mask), 0.0, 1 - BACKGROUND_VALUE, foreground)
@@ -164,7 +163,7 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None =
     # Outside the grid a = b = 0: cosine 0, so 1 - cos = 1; p = 0 there, so 1 - p = 1.
     background_logits = _windows((1 - p) * along)
     a = F.pad(p[..., None] * patches.view(*places, width), (0, 0, 2, 2, 2, 2))
-    mean = _box(a) / WINDOW**2
+    mean = F.avg_pool2d(a.permute(0, 3, 1, 2), WINDOW, stride=1).permute(0, 2, 3, 1)
     squared_distance = (
         _windows((p * norm) ** 2) - 2 * _banded_dot(mean, a) + mean.square().sum(dim=-1).view(batch, length, 1)
     )
@@ -188,13 +187,6 @@ def _windows(values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
     """Scalars ``[B, g_h, g_w]`` to the 25 of each neighbourhood ``[B, L, 25]``."""
     padded = F.pad(values, (2, 2, 2, 2), value=outside)
     return padded.unfold(1, WINDOW, 1).unfold(2, WINDOW, 1).reshape(values.shape[0], -1, WINDOW**2)
-
-
-def _box(padded: torch.Tensor) -> torch.Tensor:
-    """Sum of each 5 x 5 neighbourhood: ``[B, g_h + 4, g_w + 4, D]`` to ``[B, g_h, g_w, D]``."""
-    height, width = padded.shape[1] - WINDOW + 1, padded.shape[2] - WINDOW + 1
-    rows = sum(padded.narrow(1, shift, height) for shift in range(WINDOW))
-    return sum(rows.narrow(2, shift, width) for shift in range(WINDOW))
 
 
 def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
@@ -227,7 +219,7 @@ def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
     band, *others = bands.flatten(1, 2).unbind()
     total = band @ padded.narrow(1, 0, height).flatten(0, 1)
     for shift, band in enumerate(others, start=1):
-        total = torch.baddbmm(total, band, padded.narrow(1, shift, height).flatten(0, 1))
+        total.baddbmm_(band, padded.narrow(1, shift, height).flatten(0, 1))
     return total.view(-1, height * width, padded.shape[-1])
 
 

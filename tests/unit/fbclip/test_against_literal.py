@@ -210,7 +210,9 @@ def test_a_map_matrix_made_in_an_export_or_for_inference_serves_training_later()
 @pytest.mark.parametrize("arguments", [{}, {"attention": False}, {"suppression": False}, {"views": ("sem",)}], ids=str)
 def test_whole_model_and_its_gradients(small_clip, size, batch, layers, arguments):
     settings = {"feature_layers": layers, "n_ctx": 3, **arguments}
-    torch.manual_seed(1)
+    # Where two tokens nearly share a maximum, rounding decides which of them the prototype's gradient goes to. With
+    # this seed every maximum is at least 5e-5 above those of tokens that differ.
+    torch.manual_seed(8)
     fast = FBCLIPModel(small_clip(), **settings).train()
     literal = FBCLIPModel(fast.clip, literal=True, **settings).train()
     literal.load_state_dict(fast.state_dict())

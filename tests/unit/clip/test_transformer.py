@@ -1,0 +1,48 @@
+# Copyright (C) 2026 anomalib-fbclip authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Attention some heads at a time, as processors with AVX-512's bfloat16 and no AMX compute it."""
+
+import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812  # the name that the field uses
+from torch.testing import assert_close
+
+from anomalib_fbclip.clip import transformer
+
+
+@pytest.fixture
+def fused_calls(monkeypatch):
+    """The processor has these instructions; calls of torch's own attention are kept."""
+    calls = []
+    fused = F.scaled_dot_product_attention
+    capabilities = {"avx512_bf16": True, "amx_tile": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k) or fused(*a, **k))
+    return calls
+
+
+@pytest.mark.parametrize("weights_at_once", [1, 2 * 5 * 9, 10**9])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_heads_in_turn(fused_calls, monkeypatch, weights_at_once, scale):
+    monkeypatch.setattr(transformer, "WEIGHTS_AT_ONCE", weights_at_once)
+    query, key, value = (torch.randn(2, 3, count, 16) for count in (5, 9, 9))
+    exact = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    fused_calls.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = transformer.dot_product_attention(*(x.bfloat16() for x in (query, key, value)), scale=scale)
+    assert not fused_calls
+    assert found.dtype == torch.bfloat16
+    assert_close(found.float(), exact, rtol=0, atol=0.05)
+
+
+def test_where_the_fused_kernel_stays(fused_calls, monkeypatch):
+    tokens = torch.randn(1, 2, 5, 16)
+    half = tokens.bfloat16()
+    transformer.dot_product_attention(tokens, tokens, tokens)
+    transformer.dot_product_attention(half, half, half, causal=True)
+    transformer.dot_product_attention(half.clone().requires_grad_(), half, half)
+    torch.compile(transformer.dot_product_attention, fullgraph=True, backend="eager")(half, half, half)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_tile": True}, raising=False)
+    transformer.dot_product_attention(half, half, half)
+    assert len(fused_calls) == 5
