@@ -267,7 +267,8 @@ class Student(ScoringModule, AnomalibModule):
         if number < 2 or len(names) - number < 2:
             msg = f"{len(names)} images of the train split, of which {number} are held out: give more images."
             raise ValueError(msg)
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(self.seed))
+        # Not an epoch's seed: with the order of the first one its first batches would hold held-out images alone.
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(epoch_seed(self.seed, -1)))
         self._held = [names[index] for index in order[:number].tolist()]
         self._standardise()
         self.model.to(memory_format=torch.channels_last)  # a quarter less time on a CPU

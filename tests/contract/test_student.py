@@ -185,6 +185,13 @@ def test_training_repeats_and_stops_where_held_out_images_are_no_longer_met_bett
     assert stuck.trainer.current_epoch < 50
 
 
+def test_held_out_images_do_not_come_first(build, surfaces, engine, recwarn) -> None:
+    model = build(max_epochs=1)
+    engine().fit(model, datamodule=surfaces(train_batch_size=2))
+    assert len(model._held) == 2
+    assert not [warning for warning in recwarn if "returned `None`" in str(warning.message)]
+
+
 def test_exports_agree_and_know_no_teacher(trained, engine, tmp_path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model = trained[0].eval()
