@@ -171,8 +171,8 @@ class FBCLIPModel(AdaptedCLIP):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """MVFBE (section 3.2): foreground masks, and attended views of every block.
 
-        Masks and views hold no learnable parameter, so they are built without gradients, and in float32 whatever the
-        precision around: single weights decide there, and they cost little.
+        Masks and the weights of views hold no learnable parameter, so they are computed without gradients, and in
+        float32 whatever the precision around: single weights decide there, and they cost little.
 
         Args:
             tokens: See :meth:`detect`.
