@@ -68,3 +68,18 @@ def test_ranking_and_maps(pictures, monkeypatch, dtype, whole, tolerance, amx):
     for name, truth in (("pred_score", labels), ("anomaly_map", masks)):
         found = [binary_auroc(getattr(scores, name).flatten(), truth.flatten()) for scores in (half, exact)]
         assert abs(found[0] - found[1]) <= 0.002, name
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_all_views_under_autocast(monkeypatch, amx):
+    capabilities = {"avx512_bf16": True, "amx_tile": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    torch.manual_seed(0)
+    model = FBCLIPModel(load_clip("tiny", image_size=64)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        exact = model(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(images)
+    assert (half.anomaly_map - exact.anomaly_map).abs().max() < 0.1
+    assert not torch.equal(half.anomaly_map, exact.anomaly_map)
