@@ -222,7 +222,7 @@ class FBCLIPModel(AdaptedCLIP):
         views = (mix(tokens) for mix in mixings)
         if not self.attention.products_are_cheap(tokens.device):
             return self.attention.attend(tokens, mixings, [_variance(view) for view in views], folded)
-        # Mixtures cost as much as ever: each view is mixed once, before its projection.
+        # Mixtures cost more than products here: each view is mixed once, before its projection.
         unmixed = FAST["id"](exact, mask, grid)
         return [self.attention.attend(view, [unmixed], [_variance(view)], folded)[0] for view in views]
 
