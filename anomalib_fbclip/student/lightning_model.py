@@ -170,6 +170,7 @@ class Student(ScoringModule, AnomalibModule):
         self.agreement: dict[str, float] | None = None
         self._targets: dict[str, list[Path]] = {}
         self._held: list[str] = []
+        self._learned: list[str] = []
         self._unfamiliar: dict[str, bool] = {}
 
     @property
@@ -269,27 +270,26 @@ class Student(ScoringModule, AnomalibModule):
             raise ValueError(msg)
         # Not an epoch's seed: with the order of the first one its first batches would hold held-out images alone.
         order = torch.randperm(len(names), generator=torch.Generator().manual_seed(epoch_seed(self.seed, -1)))
-        self._held = [names[index] for index in order[:number].tolist()]
+        self._held, self._learned = ([names[index] for index in part.tolist()] for part in order.tensor_split([number]))
         self._standardise()
         self.model.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
 
     def _standardise(self) -> None:
         """Measure the teacher's logits on the images that are trained on."""
-        held = set(self._held)
-        targets = [load_target(place) for name, places in self._targets.items() if name not in held for place in places]
+        targets = [load_target(place) for name in self._learned for place in self._targets[name]]
         scores = torch.stack([target.score_logit for target in targets])
         maps = torch.stack([target.map_logit for target in targets])
         for name, values in (("score", scores), ("map", maps)):
             getattr(self.model, f"{name}_offset").fill_(values.mean())
             getattr(self.model, f"{name}_scale").fill_(values.std().clamp(min=1e-3))
 
-    def training_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> torch.Tensor | None:
+    def training_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> torch.Tensor:
         """Loss of one batch: of each of its images the image itself or one of its variants."""
         del args, kwargs
-        held = set(self._held)
-        places = [self._targets[path] for path in batch.image_path if path in self._targets and path not in held]
-        if not places:
-            return None
+        learned = set(self._learned)
+        # Never none: several processes wait for each other in every step.
+        names = [path for path in batch.image_path if path in learned] or [self._learned[batch_idx % len(learned)]]
+        places = [self._targets[name] for name in names]
         # Anew in each step, so that a run that goes on after an interruption draws the same.
         step = self.trainer.current_epoch * 2**20 + batch_idx * self.trainer.world_size + self.global_rank
         torch.manual_seed(epoch_seed(self.seed, step))

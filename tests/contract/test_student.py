@@ -185,10 +185,11 @@ def test_training_repeats_and_stops_where_held_out_images_are_no_longer_met_bett
     assert stuck.trainer.current_epoch < 50
 
 
-def test_held_out_images_do_not_come_first(build, surfaces, engine, recwarn) -> None:
+def test_a_batch_of_held_out_images_alone_trains_on_another(build, surfaces, engine, recwarn) -> None:
     model = build(max_epochs=1)
-    engine().fit(model, datamodule=surfaces(train_batch_size=2))
+    engine().fit(model, datamodule=surfaces(train_batch_size=1))
     assert len(model._held) == 2
+    assert not set(model._held) & set(model._learned)
     assert not [warning for warning in recwarn if "returned `None`" in str(warning.message)]
 
 
