@@ -233,7 +233,11 @@ class Student(ScoringModule, AnomalibModule):
             msg += "of a model, such as FBCLIP."
             raise ValueError(msg)
         is_file = self.teacher.startswith("hf://") or Path(self.teacher).suffix
-        teacher = (load_module if is_file else _build)(self.teacher, **self.teacher_arguments)
+        try:
+            teacher = (load_module if is_file else _build)(self.teacher, **self.teacher_arguments)
+        except TypeError as error:
+            msg = f"teacher={self.teacher!r} with teacher_arguments={self.teacher_arguments}: {error}."
+            raise ValueError(msg) from error
         if teacher.weights is None:
             msg = f"teacher={self.teacher!r} with {self.teacher_arguments} has no adapter and was not trained: give "
             msg += "weights among teacher_arguments."
@@ -298,7 +302,7 @@ class Student(ScoringModule, AnomalibModule):
         if self.flip:
             images, maps = flip(images, maps, int(torch.randint(8, ())))
         images = self._normalise(photograph(images))
-        parts = self._distance(images, maps, scores)
+        parts = self._distance(*self.model.decode(self.model.encode(images)), maps, scores)
         total = parts.pop("total")
         self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
         self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
@@ -320,8 +324,14 @@ class Student(ScoringModule, AnomalibModule):
         images = normalize(images, list(self.model.mean), list(self.model.std))
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _distance(self, images: torch.Tensor, maps: torch.Tensor, scores: torch.Tensor) -> dict[str, torch.Tensor]:
-        score, grid_map = self.model.decode(self.model.encode(images))
+    def _distance(
+        self,
+        score: torch.Tensor,
+        grid_map: torch.Tensor,
+        maps: torch.Tensor,
+        scores: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Loss of what the student says of a batch, and what the teacher does."""
         return self.loss(
             score,
             grid_map,
@@ -331,13 +341,14 @@ class Student(ScoringModule, AnomalibModule):
 
     @torch.no_grad()
     def on_train_epoch_end(self) -> None:
-        """Measure the distance on the held-out images."""
+        """Compare student and teacher on the held-out images, and note what the product looks like.
+
+        In each epoch, since the trainer writes its checkpoint at the end of one and not at the end of training.
+        """
         self.model.eval()
-        losses = []
-        for images, maps, scores in self._held_batches():
-            losses += [self._distance(images, maps, scores)["total"]] * len(images)
+        self._compare()
+        self._note_product()
         self.model.train()
-        self.log(_MONITOR, torch.stack(losses).mean(), prog_bar=True, sync_dist=True)
 
     def _held_batches(self) -> Any:  # noqa: ANN401  # generator of three tensors
         places = [place for name in self._held for place in self._targets[name]]
@@ -345,17 +356,15 @@ class Student(ScoringModule, AnomalibModule):
             images, maps, scores = self._stack([load_target(place) for place in places[start : start + _BATCH]])
             yield self._normalise(images), maps, scores
 
-    @torch.no_grad()
-    def on_train_end(self) -> None:
-        """Compare student and teacher on the held-out images; note what the product looks like."""
-        self.model.eval()
-        self.model.to(memory_format=torch.contiguous_format)
-        scores, theirs, pixels = [], [], []
+    def _compare(self) -> None:
+        losses, scores, theirs, pixels = [], [], [], []
         for images, maps, targets in self._held_batches():
             score, grid_map = self.model.decode(self.model.encode(images))
+            losses += [self._distance(score, grid_map, maps, targets)["total"]] * len(images)
             scores.append(score.cpu())
             theirs.append(targets.cpu())
             pixels.append(torch.stack([grid_map.flatten().cpu(), maps.flatten().cpu()]))
+        self.log(_MONITOR, torch.stack(losses).mean(), prog_bar=True, sync_dist=True)
         score, target, pixel = torch.cat(scores), torch.cat(theirs), torch.cat(pixels, dim=1)
         quarter = max(1, len(target) // 4)
         order = target.argsort()
@@ -366,15 +375,6 @@ class Student(ScoringModule, AnomalibModule):
             "pixel_rank": float(spearman_corrcoef(*pixel)),
             "score_auroc": float(binary_auroc(score[ends], high.long())),
         }
-        logger.info(
-            "Student and teacher on %d held-out images and their variants: rank correlation of scores %.3f, of pixels "
-            "%.3f; the teacher's highest quarter told from its lowest with AUROC %.3f.",
-            len(self._held),
-            self.agreement["score_rank"],
-            self.agreement["pixel_rank"],
-            self.agreement["score_auroc"],
-        )
-        self._note_product()
 
     def _note_product(self) -> None:
         """Fit the distance by which unfamiliar images are known."""
@@ -394,6 +394,18 @@ class Student(ScoringModule, AnomalibModule):
         self.model.pooled_whitening.copy_(whitening)
         self.model.usual_distance.fill_(normal_quantile(distances, UNFAMILIAR_RATE).threshold)
 
+    def on_train_end(self) -> None:
+        """Say how student and teacher agree."""
+        self.model.eval()
+        self.model.to(memory_format=torch.contiguous_format)
+        if self.agreement is not None:
+            logger.info(
+                "Student and teacher on %d held-out images and their variants: rank correlation of scores %.3f, of "
+                "pixels %.3f; the teacher's highest quarter told from its lowest with AUROC %.3f.",
+                len(self._held),
+                *self.agreement.values(),
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the teacher out of it: the student no longer needs one."""
         super().on_save_checkpoint(checkpoint)
@@ -405,14 +417,22 @@ class Student(ScoringModule, AnomalibModule):
         self.agreement = checkpoint.get("student_agreement")
 
     def on_test_start(self) -> None:
-        """Forget the images of the run before."""
-        self._unfamiliar = {}
+        """Forget the images of the run before; warn of a student that never learned anything."""
+        self._begin()
         super().on_test_start()
 
     def on_predict_start(self) -> None:
-        """Forget the images of the run before."""
-        self._unfamiliar = {}
+        """Forget the images of the run before; warn of a student that never learned anything."""
+        self._begin()
         super().on_predict_start()
+
+    def _begin(self) -> None:
+        self._unfamiliar = {}
+        if not self.model.map_offset:
+            logger.warning(
+                "This student was not trained: scores and maps mean nothing. Give its checkpoint (--ckpt_path), or "
+                "train it first (anomalib train).",
+            )
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)

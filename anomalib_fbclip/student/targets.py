@@ -142,10 +142,9 @@ class TeacherTargets:
     def _key(self) -> str:
         """What the targets depend on beside the image."""
         model = self.teacher.model
-        digest = hashlib.sha256(json.dumps(model.architecture(), sort_keys=True).encode())
+        settings = {**model.architecture(), **self.teacher.calibration_settings()}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         digest.update(f"{self.image_size} {self.pasted and self.seed}".encode())
-        if self.teacher.regions is not None:
-            digest.update(self.teacher.regions.digest().encode())
         for name, tensor in sorted(model.state_dict().items()):
             if not name.startswith("clip."):  # the architecture holds the backbone's fingerprint
                 digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())

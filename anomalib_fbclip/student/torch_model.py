@@ -99,7 +99,7 @@ class EmbeddedEncoder(nn.Module):
         self.first, self.blocks = patches.first, patches.blocks
         self.channels = (patches.fine.in_channels, patches.coarse.in_channels)
         self.mean, self.std = clip.mean, clip.std
-        self.requires_grad_()
+        self.requires_grad_().train()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features of normalised images at strides 8 and 16."""

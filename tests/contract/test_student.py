@@ -55,8 +55,7 @@ def test_training_needs_no_labels_and_says_how_student_and_teacher_agree(trained
     assert {"image_AUROC", "pixel_AUROC", "pixel_AUPRO"} <= results.keys()
     assert set(model.agreement) == {"score_rank", "pixel_rank", "score_auroc"}
     assert len(model._held) == 2
-    path = tmp_path / "student.ckpt"
-    model.trainer.save_checkpoint(path)
+    (path,) = (tmp_path / "results").rglob("v0/**/model.ckpt")
     loaded = Student.load_from_checkpoint(path)
     assert loaded.agreement == model.agreement
     assert_close(maps_of(loaded), maps_of(model))
@@ -121,6 +120,12 @@ def test_targets_are_the_teachers_maps_and_its_memory_does_not_know_the_image_it
     assert other.folder != targets.folder
     teacher.model.memory.tokens.mul_(1.1)
     assert TeacherTargets(teacher, tmp_path / "cache", (64, 96), 0, 0).folder != targets.folder
+
+
+def test_targets_of_teachers_that_score_otherwise_lie_apart(tmp_path) -> None:
+    others = ({}, {"tiles": 100}, {"tiles": 100, "overlap": 0.5}, {"resize": "keep"}, {"smoothing_sigma": 2.0})
+    teachers = [FBCLIP(backbone="tiny", image_size=56, **other) for other in others]
+    assert len({TeacherTargets(teacher, tmp_path, (64, 64), 0, 0).folder for teacher in teachers}) == len(others)
 
 
 @pytest.mark.parametrize("crop", [False, True])
@@ -222,17 +227,21 @@ def test_images_unlike_those_of_the_training_are_marked_and_counted(build, engin
         Image.fromarray(grain.numpy()).save(good / f"{number}.png")
     for number in range(4):
         Image.linear_gradient("L").resize((56, 56)).rotate(90 * number).save(strange / f"{number}.png")
-    data = Folder("grain", root=tmp_path, normal_dir="good")
-    model = build(max_epochs=1, pasted=0)
-    engine().fit(model, datamodule=data)
+    engine().fit(build(max_epochs=1, pasted=0), datamodule=Folder("grain", root=tmp_path, normal_dir="good", seed=0))
+    (path,) = tmp_path.rglob("model.ckpt")
+    model = Student(image_size=64)
     with caplog.at_level(logging.WARNING, "anomalib_fbclip"):
-        engine().predict(model, dataset=PictureFolder(strange))
+        engine().predict(model, dataset=PictureFolder(strange), ckpt_path=path)
+    assert "was not trained" not in caplog.text
     assert f"4 of 4 images are {UNFAMILIAR}" in caplog.text
     (table,) = tmp_path.rglob("predictions.csv")
     with table.open() as file:
         assert all(UNFAMILIAR in row["note"] for row in csv.DictReader(file))
     engine().predict(model, dataset=PictureFolder(good))
     assert sum(model._unfamiliar.values()) <= 4  # of 40, eight of which were not trained on
+    with caplog.at_level(logging.WARNING, "anomalib_fbclip"):
+        engine().predict(Student(image_size=64), dataset=PictureFolder(strange))
+    assert "was not trained" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -241,6 +250,7 @@ def test_images_unlike_those_of_the_training_are_marked_and_counted(build, engin
         ({"teacher": None}, "give teacher"),
         ({"teacher": "FiSeCLIP"}, "model FiSeCLIP has no adapter"),
         ({"teacher_arguments": {"backbone": "tiny", "weights": None}}, "was not trained"),
+        ({"teacher_arguments": {"backbone": "tiny", "kshot": 2}}, r"teacher_arguments=.*'kshot'"),
         ({"held_out": 0.1}, "give more images"),
     ],
 )
