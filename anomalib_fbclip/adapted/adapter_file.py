@@ -394,7 +394,10 @@ def _check_thresholds(metadata: AdapterMetadata) -> None:
         value = thresholds[name]
         if name not in _BESIDE:
             wrong.append(f"{name}={value!r} is not known")
-        elif not all(map(_is_number, value if name == "interval" and isinstance(value, list) else [value])):
+        elif name == "interval":
+            if not isinstance(value, list) or len(value) != 2 or not all(map(_is_number, value)):
+                wrong.append(f"{name}={value!r} is no pair of numbers")
+        elif not _is_number(value):
             wrong.append(f"{name}={value!r} is no number")
     if "image_size" not in metadata:
         wrong.append("image_size is missing beside them")

@@ -544,6 +544,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         Images of the memory, known by their content, are scored without what it holds of them: they are nearer to
         themselves than any other image will be.
         """
+        self.check_calibration(false_alarm_rate)
         self.fill_memory()
         return super().calibrate(normal_source, false_alarm_rate)
 

@@ -373,9 +373,10 @@ class AdaptedCLIP(nn.Module, ABC):
             msg = "This model has no memory: build it with few_shot=True (Lightning classes: k_shot=1 or more)."
             raise RuntimeError(msg)
         check_finite(images)
-        parts = [self.encode_image(part) for part in images.split(_REMEMBERED_AT_ONCE)]
-        tokens = [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
-        self.memory.fill(tokens, self.clip.grid_of_images(images), names, places)
+        with torch.inference_mode(mode=False):  # in which a trainer tests; a checkpoint could not replace the tensors
+            parts = [self.encode_image(part) for part in images.split(_REMEMBERED_AT_ONCE)]
+            tokens = [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
+            self.memory.fill(tokens, self.clip.grid_of_images(images), names, places)
 
     def load_adapter(self, path: str | Path) -> adapter_file.AdapterMetadata:
         """Load trained tensors: our adapter file, the model's published format, or ``hf://owner/repo/file``.

@@ -144,8 +144,10 @@ def content_keys(images: torch.Tensor) -> torch.Tensor:
         for start in range(0, len(bits), _PIXELS_AT_ONCE):
             part = bits[start : start + _PIXELS_AT_ONCE].long()
             place = torch.arange(start + 1, start + len(part) + 1, device=bits.device)
-            # Products of 64 bits wrap around; the odd constant spreads neighbouring places over all bits.
-            key += ((part + place) * (place * _SPREAD | 1)).sum()
+            total = part + place
+            # Products of 64 bits wrap around; the odd constant spreads neighbouring places over all bits. The places
+            # come from the sum: torch.compile takes products of the range itself for addresses, which must not wrap.
+            key += (total * ((total - part) * _SPREAD | 1)).sum()
         keys.append(key)
     return torch.stack(keys)
 

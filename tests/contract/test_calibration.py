@@ -161,8 +161,9 @@ def test_arguments_are_checked(arguments: dict, message: str, model) -> None:
     ],
 )
 def test_what_cannot_be_calibrated_is_refused_before_an_image_is_read(arguments: dict, message: str, model) -> None:
-    with pytest.raises(TypeError, match=message):
-        model(**arguments).calibrate("nowhere")
+    for few in ({}, {"k_shot": 2}):
+        with pytest.raises(TypeError, match=message):
+            model(**arguments, **few).calibrate("nowhere")
 
 
 def test_a_source_without_pictures_is_named(model, normal, tmp_path) -> None:

@@ -5,6 +5,7 @@
 
 import copy
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -305,3 +306,9 @@ def test_half_precision(tiny, dtype):
     assert_close(found.distances, expected.distances, rtol=0.1, atol=5e-3)
     assert found.pred_score.argmax() == expected.pred_score.argmax() == 3
     assert (found.grid_map - expected.grid_map).abs().mean() < 0.03
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_keys_of_images_are_the_same_in_a_compiled_graph() -> None:
+    images = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    assert torch.compile(content_keys, fullgraph=True)(images).tolist() == content_keys(images).tolist()
