@@ -35,7 +35,8 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.De
 
 _NOT_READ = {
     *(".avif", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jxl", ".svg", ".tga", ".exr", ".dcm", ".dds", ".pnm"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".3gp", ".mts"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".mp4", ".mkv", ".avi", ".mov", ".webm"),
+    *(".3gp", ".mts"),
 }
 """Images and videos, with those that not every system's table of types knows."""
 
