@@ -207,7 +207,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        msg = f"CLIP weights {str(path)!r} do not exist: give an existing file, or a tag such as 'openai' to download."
+        msg = f"CLIP weights {str(path)!r} are no file: give an existing one, or a tag such as 'openai' to download."
         raise FileNotFoundError(msg)
     try:
         state_dict = _read(path)

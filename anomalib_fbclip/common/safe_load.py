@@ -52,7 +52,7 @@ def reason(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"(?:GLOBAL |got <class ')([\w.]+)", text):
         return f"it holds {found[1]}, which is no tensor and no plain value; code from a file is not run"
-    if "weights_only" in text:
+    if "weights_only" in text or isinstance(error, (EOFError, LookupError)):
         return "it is damaged, or no file of torch.save"
     return " ".join(text.split()) or type(error).__name__
 

@@ -162,6 +162,14 @@ def test_no_message_advises_to_load_without_the_check(clip, tmp_path):
         assert "weights_only" not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.mark.parametrize("content", [b"", b"e hello", b"hello world"])
+def test_a_file_of_another_kind_is_called_so(content, tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pth.*damaged, or no file of torch\.save"):
+        adapters.read(path)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=st.binary(max_size=200), suffix=st.sampled_from([".pth", ".pt", ".safetensors", ""]))
 def test_random_bytes(tmp_path, content, suffix):
