@@ -294,7 +294,8 @@ def _pictures(folder: Path, extensions: Sequence[str] = IMG_EXTENSIONS) -> list[
     if not folder.is_dir():
         msg = f"{str(folder)!r} is no folder: check root and the names of the folders below it."
         raise FileNotFoundError(msg)
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in extensions and not path.is_dir())
+    known = {extension.lower() for extension in extensions}
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in known and not path.is_dir())
     broken = [path for path in paths if not path.exists()]
     if broken:
         msg = f"{len(broken)} links in {str(folder)!r} lead nowhere, such as {broken[0].name}: mend or remove them."

@@ -154,7 +154,7 @@ def _parts(root: Path, **arguments) -> LabelledFolder:
                     "train_dir": "train",
                     "train_batch_size": 4,
                     "eval_batch_size": 4,
-                    "extensions": [".png"],
+                    "extensions": [".PNG"],
                     **arguments,
                 },
             },
