@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
@@ -152,8 +153,12 @@ class Confusion(Callback):
         if batch.gt_label is None or batch.pred_label is None or batch.pred_score is None:
             return
         names = batch.image_path or [""] * len(batch.gt_label)
-        values = (batch.pred_score.tolist(), batch.pred_label.tolist(), batch.gt_label.tolist())
-        rows = [Tested(str(name), *row) for name, *row in zip(names, *values, strict=True)]
+        # One copy from the device for the whole batch.
+        values = torch.stack([batch.pred_score.float(), batch.pred_label.float(), batch.gt_label.float()]).tolist()
+        rows = [
+            Tested(str(name), score, bool(label), bool(truth))
+            for name, score, label, truth in zip(names, *values, strict=True)
+        ]
         self._rows += rows[: own_number(trainer, batch_idx, dataloader_idx)]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

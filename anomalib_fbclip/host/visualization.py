@@ -197,7 +197,7 @@ class PredictionVisualizer(ImageVisualizer):
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
         datamodule = getattr(trainer, "datamodule", None)
-        for item in list(on_host(_without_pixels(batch)))[: own_number(trainer, batch_idx, dataloader_idx)]:
+        for item in list(on_host(batch))[: own_number(trainer, batch_idx, dataloader_idx)]:
             target = generate_output_filename(
                 input_path=item.image_path or "",
                 output_path=self.output_dir,
@@ -233,7 +233,7 @@ class PredictionVisualizer(ImageVisualizer):
         del outputs, batch_idx, dataloader_idx
         if self.output_dir is None:
             self.output_dir = Path(trainer.default_root_dir) / "images"
-        for number, item in enumerate(on_host(_without_pixels(batch))):
+        for number, item in enumerate(on_host(batch)):
             target = Path(self.output_dir) / self.picture_path(item.image_path or f"unnamed/{number}.png")
             self._write(item, target, pl_module)
 
@@ -277,11 +277,6 @@ def _save(strip: Image.Image, target: Path) -> None:
 def _as_png(path: Path) -> Path:
     """The same name for PNG; else with ``.png`` behind it, so that ``0.jpg`` and ``0.png`` stay apart."""
     return path if path.suffix.lower() == ".png" else path.with_name(f"{path.name}.png")
-
-
-def _without_pixels(batch: ImageBatch) -> ImageBatch:
-    """A batch of files without their images: anomalib draws the files, and would copy each image for its item."""
-    return batch if batch.image_path is None else batch.update(in_place=False, image=batch.image[..., :1, :1])
 
 
 def _panel_size(item: ImageItem, longest: int) -> tuple[int, int]:
