@@ -24,7 +24,7 @@ from .components import Component, components_of, original_size
 from .post_processing import on_host
 from .processes import gather, own_number
 from .regions import inside_of
-from .unreadable import predicted_files
+from .unreadable import predicted_files, read_picture
 from .verdicts import ANOMALOUS, NORMAL, Verdict, is_calibrated, judge
 
 _TEXT_SIZE = 15
@@ -171,7 +171,9 @@ class PredictionVisualizer(ImageVisualizer):
                 if name[-1] == "pred_mask":
                     _draw_boxes(panel, marked, original_size(item.image_path, tuple(item.image.shape)))
         if inside is not None:
-            panels = [_pale_outside(panel, sized.image, _resized(inside, size)) for panel in panels]
+            # A batch of files comes without their pixels, see on_host.
+            image = item.image if item.image_path is None else read_picture(Path(item.image_path))
+            panels = [_pale_outside(panel, image, _resized(inside, size)) for panel in panels]
         return dict(zip(captions, panels, strict=True))
 
     def _font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -142,7 +142,8 @@ class TeacherTargets:
     def _key(self) -> str:
         """What the targets depend on beside the image."""
         model = self.teacher.model
-        settings = {**model.architecture(), **self.teacher.calibration_settings()}
+        # min_area counts in verdicts alone.
+        settings = {**model.architecture(), **self.teacher.calibration_settings(), "min_area": None}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         digest.update(f"{self.image_size} {self.pasted and self.seed}".encode())
         for name, tensor in sorted(model.state_dict().items()):

@@ -80,6 +80,18 @@ def test_a_checkpoint_carries_the_region(model, engine, surfaces, tmp_path) -> N
         assert not torch.allclose(nearest.pred_score, made(images).pred_score, atol=1e-3)
 
 
+def test_a_strip_shows_the_image_outside_of_the_region_pale(model, engine, tmp_path) -> None:
+    columns = np.zeros((56, 56, 3), np.uint8)
+    columns[:, ::14] = columns[:, 1::14] = columns[:, 2::14] = columns[:, 3::14] = 255
+    (tmp_path / "images").mkdir()
+    Image.fromarray(columns).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.tile(np.arange(56) < 28, (56, 1))).save(tmp_path / "left.png")
+    engine().predict(model(region=tmp_path / "left.png", threshold=0.5), data_path=tmp_path / "images")
+    (strip,) = (tmp_path / "results").rglob("images/**/a.png")
+    panel = np.asarray(Image.open(strip).convert("L"), dtype=float)[100:300, 8:328]
+    assert panel[:, :150].std() > 2 * panel[:, 170:].std() > 20
+
+
 def test_a_folder_of_regions_is_refused_by_exports_and_holes_by_runs(model, engine, surfaces, tmp_path) -> None:
     (tmp_path / "regions").mkdir()
     region(tmp_path / "regions" / "0.png", slice(10, 46))
