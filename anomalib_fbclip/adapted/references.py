@@ -38,7 +38,7 @@ def collect_references(
     """
     if source is not None:
         files = files_in(k_shot, source)
-    elif datamodule is None:
+    elif not hasattr(datamodule, "train_data"):
         msg = (
             f"k_shot={k_shot} needs normal images: give few_shot_source=<folder>, a data module whose train split "
             f"has them, or a checkpoint that holds them."

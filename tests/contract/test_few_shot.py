@@ -12,7 +12,7 @@ import torch
 from anomalib import LearningType
 from anomalib.deploy import ExportType
 
-from anomalib_fbclip import FBCLIP, AuxiliaryTransfer
+from anomalib_fbclip import FBCLIP, AuxiliaryTransfer, LabelledFolder
 from anomalib_fbclip.adapted import adapter_file as adapters
 from anomalib_fbclip.host.unreadable import read_picture
 
@@ -176,6 +176,8 @@ def test_what_cannot_be_is_said(model, surfaces, folder, engine):
         engine().test(model(k_shot=9), datamodule=surfaces())
     with pytest.raises(ValueError, match="give few_shot_source"):
         engine().predict(model(k_shot=1), data_path=folder)
+    with pytest.raises(ValueError, match="give few_shot_source"):
+        engine().test(model(k_shot=1), datamodule=LabelledFolder(folder.parent, folder.name))
     data = AuxiliaryTransfer(surfaces(category="tiles"), surfaces())
     with pytest.raises(ValueError, match="auxiliary data set"):
         engine().test(model(k_shot=1), datamodule=data)
