@@ -538,16 +538,6 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         self.fill_memory()
         return super().to_onnx(*args, **kwargs)
 
-    def calibrate(self, normal_source: str | Path, false_alarm_rate: float = 0.05) -> dict[str, Any]:
-        """Set the thresholds from normal images, with a full memory; see :meth:`ScoringModule.calibrate`.
-
-        Images of the memory, known by their content, are scored without what it holds of them: they are nearer to
-        themselves than any other image will be.
-        """
-        self.check_calibration(false_alarm_rate)
-        self.fill_memory()
-        return super().calibrate(normal_source, false_alarm_rate)
-
     def calibrate_once(self) -> None:
         """Set the thresholds that the user asked for, with a full memory."""
         if self.calibrator.normal_source is not None:
@@ -555,7 +545,10 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         super().calibrate_once()
 
     def score_unseen(self, images: torch.Tensor, path: Path) -> InferenceBatch | None:
-        """Score and map of an image by a memory without this image; ``None`` where it holds no other."""
+        """Score and map of an image by a memory without this image; ``None`` where it holds no other.
+
+        Images of the memory, known by their content, are nearer to themselves than any other image will be.
+        """
         memory, names = self.model.memory, self.model.memory_names
         if memory is None or not names:
             return self.score_images(images, [path])

@@ -396,23 +396,15 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             ValueError: If no image can be read, or the rate is not in (0, 1).
             FileNotFoundError: If there is no such folder.
         """
-        self.check_calibration(false_alarm_rate)
-        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate, self.parts)
-
-    def check_calibration(self, false_alarm_rate: float) -> None:
-        """Refuse what :meth:`calibrate` cannot do, before any image is read."""
         check_rate(false_alarm_rate)
         if not isinstance(self.post_processor, ProbabilityPostProcessor):
             name = type(self.post_processor).__name__
             msg = f"post_processor={name}: it has no thresholds to calibrate. Build the model with post_processor=True."
             raise TypeError(msg)
-        self._check_transform()
+        return set_thresholds(self.post_processor, self.score_normal(normal_source), false_alarm_rate, self.parts)
 
-    def _check_transform(self) -> None:
-        if self.pre_processor and not callable(getattr(self.pre_processor, "transform", None)):
-            name = type(self.pre_processor).__name__
-            msg = f"pre_processor={name}: it has no transform for the good images. Build the model with another."
-            raise TypeError(msg)
+    def fill_memory(self) -> None:
+        """Read the normal images that a model compares with; this one compares with none."""
 
     @torch.no_grad()
     def score_normal(self, source: str | Path) -> NormalScores:
@@ -421,7 +413,11 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         Raises:
             TypeError: If the pre-processor has no transform that could be applied to them.
         """
-        self._check_transform()
+        if self.pre_processor and not callable(getattr(self.pre_processor, "transform", None)):
+            name = type(self.pre_processor).__name__
+            msg = f"pre_processor={name}: it has no transform for the good images. Build the model with another."
+            raise TypeError(msg)
+        self.fill_memory()
         training, device = self.model.training, next(self.model.parameters()).device
         self.model.eval()
 
