@@ -22,6 +22,7 @@ from anomalib_fbclip.clip.build import EMBEDDED, check_backbone
 from anomalib_fbclip.clip.token_cache import TokenCache
 from anomalib_fbclip.common.arguments import check_arguments, default_values, plain
 from anomalib_fbclip.common.files import file_digest
+from anomalib_fbclip.common.functional import pixels_checked
 from anomalib_fbclip.host.checkpoints import FROM_CHECKPOINT, stored_memory_names, stored_memory_radius
 from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.epochs import limit_epochs
@@ -385,7 +386,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             masks = None
         # Synthesised anomalies and drawn tiles are new in every step: a cache of them would only fill the disk.
         cache = None if self.supervision is Supervision.NORMAL_ONLY or self.tiling is not None else self.token_cache
-        scores = self.model.score(images, tokens=None if cache is None else cache.encode_image(images))
+        with pixels_checked():
+            scores = self.model.score(images, tokens=None if cache is None else cache.encode_image(images))
         anomaly_map = self.model.upsample(scores.grid_map, images.shape[-2:], sigma=0)
         parts = self.loss(
             pred_score=scores.pred_score,

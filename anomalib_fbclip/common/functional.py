@@ -3,8 +3,9 @@
 
 """Plain functions on tokens and maps, shared by the models."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any
 
@@ -179,6 +180,24 @@ def is_dense(tensor: object) -> bool:
     )
 
 
+_CHECKED: ContextVar[bool] = ContextVar("checked", default=False)
+
+
+@contextmanager
+def pixels_checked() -> Iterator[None]:
+    """Leave :func:`check_finite` out: the caller has looked at the pixels, and each look waits for the device."""
+    token = _CHECKED.set(True)
+    try:
+        yield
+    finally:
+        _CHECKED.reset(token)
+
+
+def are_pixels_checked() -> bool:
+    """Whether the caller has looked at the pixels, see :func:`pixels_checked`."""
+    return _CHECKED.get()
+
+
 def check_finite(images: torch.Tensor) -> None:
     """Refuse NaN and infinite pixels.
 
@@ -189,7 +208,7 @@ def check_finite(images: torch.Tensor) -> None:
         ValueError: If there are any; the message numbers the images.
     """
     # A branch on tensor values breaks tracing, and an exported graph has no one to tell.
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.isfinite(images).all():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or are_pixels_checked() or torch.isfinite(images).all():
         return
     bad = [index for index, image in enumerate(images) if not torch.isfinite(image).all()]
     msg = f"images {bad} of the batch hold NaN or infinite pixels: remove or repair them."

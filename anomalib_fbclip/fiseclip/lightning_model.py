@@ -16,6 +16,7 @@ from anomalib.models.components import AnomalibModule
 from torchmetrics.functional import spearman_corrcoef
 
 from anomalib_fbclip import registration
+from anomalib_fbclip.common.functional import pixels_checked
 from anomalib_fbclip.data.picture_folder import PictureFolder
 from anomalib_fbclip.host.calibration import NormalScores
 from anomalib_fbclip.host.clip_module import CLIPModule
@@ -177,17 +178,17 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         self._start()
 
     def on_validation_epoch_end(self) -> None:
-        """Let thresholds follow; warn if the images of the run contradict each other."""
+        """Let thresholds follow; warn of images without references, and of those that contradict each other."""
         super().on_validation_epoch_end()
-        self._warn_of_own_outlier()
+        self._warn_of_references()
 
     def on_test_epoch_end(self) -> None:
-        """Warn if the images of the run contradict each other."""
-        self._warn_of_own_outlier()
+        """Warn of images without references, and of those that contradict each other."""
+        self._warn_of_references()
 
     def on_predict_epoch_end(self) -> None:
-        """Warn if the images of the run contradict each other."""
-        self._warn_of_own_outlier()
+        """Warn of images without references, and of those that contradict each other."""
+        self._warn_of_references()
 
     def to_torch(self, *args, **kwargs) -> Path:
         """Export as anomalib does, with the good images of ``reference_source``."""
@@ -252,7 +253,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             images: Transformed images ``[B, 3, H, W]``.
             categories: See :meth:`FiSeCLIPModel.forward`.
             paths: Files of the images.
-            note: Whether the images count for the warning of :meth:`_warn_of_own_outlier`.
+            note: Whether the images count for the warning of :meth:`_warn_of_references`.
         """
         owners = None
         if self.tiling is not None and self.model.matching and not is_exporting():
@@ -392,11 +393,12 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         self.check_images(batch)
         paths = batch.image_path or [""] * len(batch.image)
         categories = [self._categories.get(path, self._category) for path in paths]
-        found = self._score(self.look(batch.image, batch.image_path), categories, batch.image_path, note=True)
+        with pixels_checked():
+            found = self._score(self.look(batch.image, batch.image_path), categories, batch.image_path, note=True)
         return batch.update(**self.cut(found, batch.image_path, batch.image.shape[-2:])._asdict())
 
-    def _warn_of_own_outlier(self) -> None:
-        """Warn where matching contradicts the text: what the text calls normal lies farthest from the references.
+    def _warn_of_references(self) -> None:
+        """Warn of images without references, and where what the text calls normal lies farthest from the references.
 
         The method takes the references of a run for mostly normal. Where most are anomalous, or of another kind, the
         good images are those that match nowhere. The text does not depend on the references, and tells.
@@ -405,6 +407,14 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         if not evidence:
             return
         text, distance, references = torch.cat(evidence, dim=1).cpu()
+        alone = int((references == 0).sum())
+        if alone and self.model.matching:
+            logger.warning(
+                "%d of %d images had no reference (the first of their category, each alone in its batch): they are "
+                "scored by the text alone. Give batches of two images or more.",
+                alone,
+                len(references),
+            )
         text, distance = text[references > 0], distance[references > 0]
         if len(text) < LEAST_IMAGES:
             return

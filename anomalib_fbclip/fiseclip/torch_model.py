@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 from anomalib_fbclip.clip import FrozenCLIP
 from anomalib_fbclip.common.functional import (
     Grid,
+    are_pixels_checked,
     check_finite,
     full_precision,
     grid_of,
@@ -550,12 +551,14 @@ class FiSeCLIPModel(nn.Module):
     def _check(self, images: torch.Tensor, stages: FiSeStages, alone: bool) -> None:
         """Refuse images that are not finite, warn once of one without references: one copy from the device for both.
 
+        Within :func:`pixels_checked` neither is asked: the Lightning class has looked, and looks at the run's end.
+
         Args:
             images: See :meth:`forward`.
             stages: Stages of the images.
             alone: Whether an image without references is worth a warning.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or are_pixels_checked():
             return
         finite, matched = torch.stack((images.isfinite().all(), (stages.num_references > 0).all())).tolist()
         if not finite:

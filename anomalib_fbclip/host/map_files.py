@@ -15,6 +15,7 @@ from PIL import Image
 
 from anomalib_fbclip.common.files import below, common_root, replacing
 
+from .batches import on_host
 from .components import original_size
 from .processes import own_number
 from .unreadable import predicted_files
@@ -75,7 +76,7 @@ class MapFiles(Callback):
     ) -> None:
         """Write the maps of a batch, as the post-processor left them."""
         del pl_module, outputs, batch_idx, dataloader_idx
-        for number, item in enumerate(batch):
+        for number, item in enumerate(on_host(batch)):
             path = self.path_of(item.image_path or f"unnamed/{number}.png")
             self._write(item, self.folder(trainer) / path)
 
@@ -91,7 +92,7 @@ class MapFiles(Callback):
         """Write the maps of a batch, named as the strips are; of several processes, one writes each."""
         del pl_module, outputs
         datamodule = getattr(trainer, "datamodule", None)
-        for item in list(batch)[: own_number(trainer, batch_idx, dataloader_idx)]:
+        for item in list(on_host(batch))[: own_number(trainer, batch_idx, dataloader_idx)]:
             path = generate_output_filename(
                 input_path=item.image_path or "",
                 output_path=self.folder(trainer),
@@ -118,7 +119,7 @@ class MapFiles(Callback):
         if item.anomaly_map is None:
             return
         height, width = original_size(item.image_path, tuple(item.anomaly_map.shape))
-        values = item.anomaly_map.detach().float().cpu().squeeze().clamp(0, 1).numpy()
+        values = item.anomaly_map.float().squeeze().clamp(0, 1).numpy()
         values = cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
         with replacing(path) as file:
             if self.kind == "npy":

@@ -20,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision, binary_precision_recall_curve
 
+from .batches import on_host
 from .components import label_components
 from .processes import own_number
 from .regions import inside_of
@@ -54,6 +55,7 @@ class ScoreHistogram(Metric):
 
     Args:
         regions: Also weight each anomalous pixel by one over the area of its connected region, for AUPRO.
+        **kwargs: Of torchmetrics' ``Metric``.
     """
 
     full_state_update = False
@@ -65,8 +67,8 @@ class ScoreHistogram(Metric):
     overlap: torch.Tensor
     num_regions: torch.Tensor
 
-    def __init__(self, regions: bool = False) -> None:
-        super().__init__()
+    def __init__(self, regions: bool = False, **kwargs: Any) -> None:  # noqa: ANN401  # torchmetrics' own
+        super().__init__(**kwargs)
         self.regions = regions
         for name in ("normal", "anomalous", "overlap"):
             self.add_state(name, torch.zeros(self.bins, dtype=torch.float64), dist_reduce_fx="sum")
@@ -190,8 +192,8 @@ class ImageScores(Metric):
     scores: list[torch.Tensor]
     labels: list[torch.Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:  # noqa: ANN401  # torchmetrics' own
+        super().__init__(**kwargs)
         self.add_state("scores", [], dist_reduce_fx="cat")
         self.add_state("labels", [], dist_reduce_fx="cat")
 
@@ -286,7 +288,9 @@ class FullEvaluator(Evaluator):
             self.image.update(batch.pred_score[:own], batch.gt_label[:own])
         if batch.gt_mask is not None and batch.anomaly_map is not None:
             inside = inside_of(pl_module, batch.image_path, batch.anomaly_map)
-            self.pixel.update(batch.anomaly_map[:own], batch.gt_mask[:own], None if inside is None else inside[:own])
+            # Regions are found on the host, and what writes strips has the masks copied anyway.
+            masks = on_host(batch).gt_mask[:own]
+            self.pixel.update(batch.anomaly_map[:own], masks, None if inside is None else inside[:own])
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log all values and forget the counts."""

@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import resize
 
 from anomalib_fbclip.common.arguments import check_arguments, plain
 from anomalib_fbclip.common.console import escape_what_cannot_be_shown
-from anomalib_fbclip.common.functional import as_json, pair
+from anomalib_fbclip.common.functional import as_json, pair, pixels_checked
 from anomalib_fbclip.data.sets import shares_source
 
 from . import checkpoints, export
@@ -271,10 +271,10 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         """Scores and maps of one batch."""
         del args, kwargs
         self._cut_truth(batch)
-        batch = self._predict(batch)
+        batch = self._noted(self._predict(batch))
         if self._kept is not None:
             self._kept.add(batch)
-        return self._noted(batch)
+        return batch
 
     def test_step(self, batch: Batch, batch_idx: int, *args, **kwargs) -> Batch:
         """Scores and maps of one batch."""
@@ -623,12 +623,13 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
     def _noted(self, batch: Batch) -> Batch:
         """A scored batch whose scores count for the parts."""
         if self.parts is not None:
-            self.parts.note(batch.pred_score)
+            self.parts.note(batch)
         return batch
 
     def _predict(self, batch: Batch) -> Batch:
         self.check_images(batch)
-        prediction = self.score_images(self.look(batch.image, batch.image_path), batch.image_path)
+        with pixels_checked():
+            prediction = self.score_images(self.look(batch.image, batch.image_path), batch.image_path)
         return batch.update(**self.cut(prediction, batch.image_path, batch.image.shape[-2:])._asdict())
 
     def look(self, images: torch.Tensor, paths: Sequence[str | Path | None] | None) -> torch.Tensor:
@@ -683,8 +684,15 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         del path
         return ""
 
-    def check_images(self, batch: Batch) -> None:
+    def check_images(self, batch: Batch, *flags: torch.Tensor) -> list[list[bool]]:
         """Name the files that hold NaN; warn once of images of one uniform colour.
+
+        Args:
+            batch: The images.
+            *flags: Other truth values ``[B]``, to be read with the same copy from the device.
+
+        Returns:
+            list: The flags.
 
         Raises:
             ValueError: If an image holds NaN or infinity.
@@ -692,7 +700,8 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         low, high = torch.aminmax(batch.image.flatten(2), dim=-1)
         spread = high - low
         # One copy from the device for the whole batch.
-        finite, uniform = torch.stack((spread.isfinite().all(dim=-1), (spread < 1e-3).all(dim=-1))).tolist()
+        own = spread.isfinite().all(dim=-1), (spread < 1e-3).all(dim=-1)
+        finite, uniform, *rest = torch.stack((*own, *flags)).tolist()
         names = batch.image_path or [f"number {index} of the batch" for index in range(len(batch.image))]
         bad = [name for name, fine in zip(names, finite, strict=False) if not fine]
         if bad:
@@ -704,6 +713,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
                 "%s is one uniform colour: its score means nothing. (Reported once.)",
                 names[uniform.index(True)],
             )
+        return rest
 
 
 def _warn_of_no_masks(datamodules: Sequence[Any]) -> None:

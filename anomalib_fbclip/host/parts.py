@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from anomalib_fbclip.common.files import replacing
 
+from .batches import on_host
 from .metrics import ImageScores, ScoreHistogram
 from .post_processing import LABELS, ProbabilityPostProcessor
 from .prediction_index import PredictionIndex
@@ -109,7 +110,6 @@ class Parts(Callback):
         self._pattern = None if group_by == FROM_DATA else _compiled(group_by)
         self.last: list[Part] = []
         self._rows: dict[str, View] = {}
-        self._raw: list[float] = []
 
     def name_of(self, path: str | Path) -> str:
         """Part of an image.
@@ -156,9 +156,10 @@ class Parts(Callback):
                 raise ValueError(msg)
             self._pattern = _compiled(own)
 
-    def note(self, scores: torch.Tensor) -> None:
-        """Keep the scores ``[B]`` of a batch before the post-processor bends them."""
-        self._raw = scores.detach().float().flatten().tolist()
+    @staticmethod
+    def note(batch: Any) -> None:  # noqa: ANN401  # anomalib's batch
+        """Keep the scores of a batch before the post-processor bends them."""
+        batch.raw_score = batch.pred_score
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -188,10 +189,11 @@ class Parts(Callback):
     ) -> None:
         """Note the views of a batch."""
         del trainer, outputs, batch_idx, dataloader_idx
-        raw, self._raw = self._raw, []
-        limit = float(getattr(pl_module.post_processor, "image_threshold", 1.0))
-        emptied = _emptied(pl_module.post_processor, batch)
-        truths = [None] * len(raw) if batch.gt_label is None else batch.gt_label.bool().tolist()
+        seen = on_host(batch)
+        raw = seen.raw_score.float().flatten().tolist()
+        emptied = _emptied(pl_module.post_processor, seen)
+        limit = float(pl_module.post_processor.image_threshold) if any(emptied) else 1.0
+        truths = [None] * len(raw) if seen.gt_label is None else seen.gt_label.bool().tolist()
         for path, score, truth, small in zip(batch.image_path, raw, truths, emptied, strict=True):
             # By path, for several processes may repeat an image.
             self._rows[path] = View(path, min(score, limit) if small else score, truth)
@@ -305,7 +307,7 @@ def _emptied(processor: object, batch: Any) -> list[bool]:  # noqa: ANN401  # an
     """Images whose marked components were all smaller than the least area."""
     if not getattr(processor, "min_area", 0) or batch.pred_label is None or batch.pred_mask is None:
         return [False] * len(batch.image_path)
-    above = batch.pred_score > processor.normalized_image_threshold.to(batch.pred_score.device)  # type: ignore[attr-defined]
+    above = batch.pred_score > processor.normalized_image_threshold  # type: ignore[attr-defined]
     return (above & ~batch.pred_label.bool()).flatten().tolist()
 
 

@@ -18,17 +18,6 @@ from .regions import inside_of
 FIXED, LABELS, NORMAL_PICTURES = "fixed", "labels", "normal pictures"
 
 
-def on_host(batch: Batch) -> Batch:
-    """A copy of a batch that is read image by image: each tensor comes from the device once, and not once an image.
-
-    Images of files are cut to a pixel: who wants one reads the file.
-    """
-    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-    if batch.image_path is not None:
-        tensors["image"] = batch.image[..., :1, :1]
-    return batch.update(in_place=False, **{name: value.cpu() for name, value in tensors.items()})
-
-
 class ProbabilityPostProcessor(PostProcessor):
     """anomalib's post-processor for scores that are probabilities already.
 

@@ -15,9 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from .batches import on_host
 from .components import components_of
 from .map_files import MapFiles
-from .post_processing import on_host
 from .processes import gather
 from .unreadable import (
     predicted_files,

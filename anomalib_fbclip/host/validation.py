@@ -8,16 +8,15 @@ of the test, as in many data modules, each is scored once.
 """
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from anomalib.data import Batch
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from .batches import on_host
 from .unreadable import DATA_SOURCE, files_of
-
-if TYPE_CHECKING:
-    import torch
 
 LIMIT_BYTES = 2**30
 _FIELDS = ("pred_score", "anomaly_map")
@@ -57,9 +56,12 @@ class KeptPredictions:
         """Keep the scores and maps of a batch."""
         if self.left < 0:
             return
-        kept = {name: value.cpu() for name in _FIELDS if (value := getattr(batch, name)) is not None}
+        batch.pixel_sum = _sum_of(batch)
+        seen = on_host(batch)
+        # Copies, for the batch came over as one block of memory.
+        kept = {name: value.clone() for name in _FIELDS if (value := getattr(seen, name)) is not None}
         self.left -= sum(value.numel() * value.element_size() for value in kept.values())
-        self._batches.append((_key(batch), kept))
+        self._batches.append((_key(batch, seen.pixel_sum), kept))
         if self.left < 0:
             self._batches.clear()
 
@@ -68,11 +70,15 @@ class KeptPredictions:
         if not self._batches:
             return None
         key, kept = self._batches.popleft()
-        if key != _key(batch):
+        if key != _key(batch, _sum_of(batch)):
             self._batches.clear()
             return None
         return {name: value.to(batch.image.device) for name, value in kept.items()}
 
 
-def _key(batch: Batch) -> object:
-    return tuple(batch.image_path or ()), tuple(batch.image.shape), float(batch.image.double().sum())
+def _sum_of(batch: Batch) -> torch.Tensor:
+    return batch.image.sum(dtype=torch.float64)
+
+
+def _key(batch: Batch, pixel_sum: torch.Tensor) -> object:
+    return tuple(batch.image_path or ()), tuple(batch.image.shape), float(pixel_sum)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from .batches import on_host
 from .processes import gather, own_number
 
 logger = logging.getLogger(__name__)
@@ -152,12 +152,10 @@ class Confusion(Callback):
         del pl_module, outputs
         if batch.gt_label is None or batch.pred_label is None or batch.pred_score is None:
             return
-        names = batch.image_path or [""] * len(batch.gt_label)
-        # One copy from the device for the whole batch.
-        values = torch.stack([batch.pred_score.float(), batch.pred_label.float(), batch.gt_label.float()]).tolist()
+        names, seen = batch.image_path or [""] * len(batch.gt_label), on_host(batch)
         rows = [
-            Tested(str(name), score, bool(label), bool(truth))
-            for name, score, label, truth in zip(names, *values, strict=True)
+            Tested(str(name), float(score), bool(label), bool(truth))
+            for name, score, label, truth in zip(names, seen.pred_score, seen.pred_label, seen.gt_label, strict=True)
         ]
         self._rows += rows[: own_number(trainer, batch_idx, dataloader_idx)]
 

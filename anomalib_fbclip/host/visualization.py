@@ -20,8 +20,8 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from anomalib_fbclip.common.files import below, common_root, replacing
 
+from .batches import on_host
 from .components import Component, components_of, original_size
-from .post_processing import on_host
 from .processes import gather, own_number
 from .regions import inside_of
 from .unreadable import predicted_files, read_picture

@@ -435,10 +435,9 @@ class Student(ScoringModule, AnomalibModule):
             )
 
     def _predict(self, batch: Batch) -> Batch:
-        self.check_images(batch)
         features = self.model.encode(self.look(batch.image, batch.image_path))
-        distances = self.model.distance(features.pooled)
-        self._unfamiliar |= dict(zip(batch.image_path or [], (distances > 1).tolist(), strict=False))
+        (unlike,) = self.check_images(batch, self.model.distance(features.pooled) > 1)
+        self._unfamiliar |= dict(zip(batch.image_path or [], unlike, strict=False))
         found = self.model.predict(features, batch.image.shape[-2:])
         return batch.update(**self.cut(found, batch.image_path)._asdict())
 

@@ -9,7 +9,6 @@ import logging
 import shutil
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from anomalib.models import get_model, list_models
 from models import ADAPTED, CLASSES, every_adapted_model, every_model
 from PIL import Image
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import anomalib_fbclip
 from anomalib_fbclip import StageMaps
@@ -182,73 +180,6 @@ def test_text_features_are_computed_once_and_again_when_a_parameter_changed(name
         next(parameter for parameter in model.parameters() if parameter.requires_grad).mul_(1.5)
         model(torch.rand(1, 3, 56, 56))
     assert len(calls) == 2
-
-
-class CountCopies(TorchDispatchMode):
-    """Counts what makes a host wait for its device: values and tensors read from it, and sizes that depend on values.
-
-    The names that Python calls are counted beside the operators, as most do nothing to a tensor of the processor.
-    ``numpy`` is not among them: it follows ``cpu``.
-    """
-
-    _methods = ("cpu", "tolist")
-    _sizes = (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default, torch.ops.aten.bincount.default)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-        self._patch = pytest.MonkeyPatch()
-
-    def __enter__(self) -> "CountCopies":
-        for name in self._methods:
-            self._patch.setattr(torch.Tensor, name, self._counted(getattr(torch.Tensor, name)))
-        return super().__enter__()
-
-    def __exit__(self, *args: object) -> None:
-        self._patch.undo()
-        super().__exit__(*args)
-
-    def _counted(self, method):
-        def counted(*args, **kwargs):
-            self.count += 1
-            return method(*args, **kwargs)
-
-        return counted
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: PLW3201  # torch calls it
-        self.count += function is torch.ops.aten._local_scalar_dense.default or function in self._sizes
-        if function in {torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default}:
-            self.count += any(index is not None and index.dtype == torch.bool for index in args[1])
-        return function(*args, **(kwargs or {}))
-
-
-@every_model
-@pytest.mark.parametrize("size", [1, 5])
-def test_a_batch_of_any_size_waits_for_the_device_twice_at_most(name, size, build) -> None:
-    model = build(name, metrics="full", **({"weights": None} if name in ADAPTED else {})).eval()
-    model.log = model.log_dict = lambda *_, **__: None
-    images = torch.rand(size, 3, 56, 56)
-    labels = torch.arange(size) % 2
-
-    def batch() -> ImageBatch:
-        return ImageBatch(image=images, gt_label=labels, gt_mask=images[:, 0] > 0.5)
-
-    with torch.no_grad():
-        model.predict_step(batch(), 0)  # text features and matrices are made once
-        for step in (model.predict_step, model.test_step, lambda batch, _: model.validation_step(batch)):
-            with CountCopies() as copies:
-                step(batch(), 0)
-            assert copies.count <= 2
-        found = model.test_step(batch(), 0)
-        with CountCopies() as copies:
-            model.post_processor.on_test_batch_end(None, model, found)
-            model.evaluator.on_test_batch_end(SimpleNamespace(test_dataloaders=None), model, found, found, 0)
-            model.post_processor.on_validation_batch_end(None, model, found)
-        assert copies.count == 1  # the masks: their regions are found on the CPU
-    if name in ADAPTED:
-        with CountCopies() as copies:
-            model.train().training_step(batch()).backward()
-        assert copies.count <= 2
 
 
 @every_model
