@@ -24,7 +24,11 @@ def report(maps: np.ndarray, scores: np.ndarray, masks: np.ndarray, groups: np.n
     for group in np.unique(groups):
         here = torch.from_numpy(np.flatnonzero(groups == group))
         target = torch.from_numpy(masks)[here]
-        image, pixel = ImageScores(), AnyScoreHistogram(regions=True)
+        # Of two processes that train, one asks; it would wait for the other's counts.
+        image, pixel = (
+            ImageScores(sync_on_compute=False),
+            AnyScoreHistogram(regions=True, sync_on_compute=False),
+        )
         image.update(torch.from_numpy(scores)[here], target.flatten(1).any(dim=1))
         pixel.update(torch.from_numpy(maps)[here], target)
         counted = pixel.compute()
