@@ -224,7 +224,7 @@ class ImageScores(Metric):
 class InsideEvaluator(Evaluator):
     """anomalib's evaluator, whose pixel metrics see the pixels inside of the regions alone.
 
-    Its pixel metrics must take pixels in any shape, as AUROC and F1 do. Without regions it is anomalib's.
+    Its pixel metrics must take pixels in any shape, as AUROC and F1 do.
     """
 
     def on_test_batch_end(
@@ -237,6 +237,8 @@ class InsideEvaluator(Evaluator):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the batch."""
+        if self.compute_on_cpu and trainer.num_devices == 1:
+            batch = on_host(batch)  # where anomalib moves what each metric keeps, one after the other
         super().on_test_batch_end(
             trainer,
             pl_module,
