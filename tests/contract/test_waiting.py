@@ -19,8 +19,17 @@ from anomalib_fbclip.host import batches
 from anomalib_fbclip.host.batches import on_host
 
 ATEN = torch.ops.aten
-SIZES = (ATEN.nonzero.default, ATEN.masked_select.default, ATEN.bincount.default)
-"""Their results have a size that depends on values."""
+READS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "numpy", "__array__")
+"""Methods that give values of Python. In inference mode not all of their operators reach a dispatch mode."""
+SIZES = {
+    ATEN.equal.default,
+    ATEN.nonzero.default,
+    ATEN.masked_select.default,
+    ATEN.bincount.default,
+    ATEN._unique2.default,
+    ATEN.unique_dim.default,
+}
+"""Operators whose results are, or have a size that depends on, values."""
 
 
 class Device(TorchDispatchMode):
@@ -35,8 +44,9 @@ class Device(TorchDispatchMode):
         self.count = 0
         self._at_batches: dict[RunningStage, list[int]] = {}
         self._stores: dict[int, StorageWeakRef] = {}
+        self._within = False
         monkeypatch.setattr(batches, "_is_on_host", lambda tensor: not self.holds(tensor))
-        for name in ("cpu", "tolist", "numpy", "__array__"):
+        for name in ("cpu", *READS):
             monkeypatch.setattr(torch.Tensor, name, self._watched(name))
         to = torch.Tensor.to
         monkeypatch.setattr(torch.Tensor, "to", lambda *args, **kwargs: self._to(to, *args, **kwargs))
@@ -77,10 +87,14 @@ class Device(TorchDispatchMode):
         method = getattr(torch.Tensor, name)
 
         def watched(tensor, *args, **kwargs):
-            held = self.holds(tensor)
+            held = self.holds(tensor) and not self._within
             assert not (held and name in {"numpy", "__array__"}), "a tensor of the device has no array"
             self.count += held
-            found = method(tensor, *args, **kwargs)
+            self._within, before = self._within or held, self._within
+            try:
+                found = method(tensor, *args, **kwargs)
+            finally:
+                self._within = before
             return self._fetched(found) if held and name == "cpu" else found
 
         return watched
@@ -102,7 +116,7 @@ class Device(TorchDispatchMode):
         leaves = torch.utils._pytree.tree_leaves((args, kwargs or {}))
         held = any(map(self.holds, leaves))
         if held:
-            self.count += function is ATEN._local_scalar_dense.default or function in SIZES
+            self.count += function in SIZES
             if function in {ATEN.index.Tensor, ATEN.index_put_.default}:
                 self.count += any(index is not None and index.dtype == torch.bool for index in args[1])
             if function is ATEN.copy_.default and not self.holds(args[0]):
