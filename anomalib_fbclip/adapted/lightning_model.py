@@ -448,7 +448,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if self._chooses_radius:
             judged = torch.stack(list(whole[:MOST_JUDGED])).to(self.device)
             grid = self.model.clip.grid_of_images(judged)
-            self.model.memory_radius = choose_radius(self.model.encode_image(judged), grid)
+            compared = self.model.memory.compared(self.model.clip.visual, judged, self.model.encode_image)
+            self.model.memory_radius = choose_radius(compared, grid)
             logger.info("memory_radius=%s, chosen by %d normal images.", self.model.memory_radius, len(images))
         names, places = [file_digest(file) for file in files], []
         if self.tiling is not None:

@@ -342,13 +342,14 @@ class _Survey:
         parts = [model.encode_image(part) for part in pieces.split(_ENCODED_AT_ONCE)]
         tokens, grid = [torch.cat(blocks) for blocks in zip(*parts, strict=True)], model.clip.grid_of_images(pieces)
         logit, scores = model.detect(tokens, model.text_features(), grid).logit, []
+        compared = memories[0].compared(model.clip.visual, pieces, lambda _: tokens)
         tiling = self.module.tiling
         places = [] if tiling is None else tiling.chosen(image[None], _ALL)
         for memory in memories:
             others = [place for place, name in enumerate(memory.names) if name != own]
             # Of a memory of one, which only a user asks for, its image cannot be left out.
             model.memory = memory.part(others) if 0 < len(others) < len(memory.names) else memory
-            scores.append(model.abnormal_probability(logit, tokens, grid, places)[:, 0].max())
+            scores.append(model.abnormal_probability(logit, compared, grid, places)[:, 0].max())
         return torch.stack(scores).cpu()
 
     def _timed(self, size: Size, side: int | None, shots: Sequence[int]) -> list[Choice]:

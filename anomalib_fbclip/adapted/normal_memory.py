@@ -8,13 +8,14 @@ and WinCLIP do. A patch's odds of being abnormal are multiplied by a power of it
 normal images have among each other. They tell it themselves, so nothing depends on the backbone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 from torchmetrics.functional.classification import binary_auroc
 
+from anomalib_fbclip.clip.stem import local_features
 from anomalib_fbclip.common.functional import Grid, full_precision, grid_of
 from anomalib_fbclip.host.tiling import WHOLE, Place
 
@@ -35,6 +36,10 @@ PLACE_TELLS = 0.75
 
 LEAST_JUDGED, MOST_JUDGED = 4, 8
 """Normal images that :func:`choose_radius` asks."""
+
+
+Encode = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""Images to the tokens of the tapped blocks."""
 
 
 class TokenMemory(nn.Module):
@@ -98,6 +103,20 @@ class TokenMemory(nn.Module):
         part.names = tuple(self.names[place] for place in places) if self.names else ()
         part.places = tuple(self.places[place] for place in places) if self.places else ()
         return part
+
+    def compared(self, visual: nn.Module, images: torch.Tensor, encode: Encode) -> list[torch.Tensor]:  # noqa: PLR6301
+        """What is compared of images: here the tokens of the tapped blocks.
+
+        Args:
+            visual: Vision tower.
+            images: Normalised images ``[B, 3, H, W]``.
+            encode: Gives the tokens of the tapped blocks.
+
+        Returns:
+            list[torch.Tensor]: Each ``[B, 1 + L, D]``, class token first.
+        """
+        del visual
+        return [*encode(images)]
 
     def describe(
         self,
@@ -337,6 +356,18 @@ class NormalMemory(TokenMemory):
                 for layer, memory, scale in zip(tokens, self.tokens, self.layer_scale, strict=True)
             ]
         return torch.stack(distances).mean(dim=0)
+
+
+class LocalFeatureMemory(NormalMemory):
+    """Features of the convolutional network under the patches instead of tokens, for the embedded backbone.
+
+    They were trained on photographs, and the blocks above them on drawings: see ``docs/few_shot.md``.
+    """
+
+    def compared(self, visual: nn.Module, images: torch.Tensor, encode: Encode) -> list[torch.Tensor]:
+        """See :func:`~anomalib_fbclip.clip.stem.local_features`."""
+        del self, encode
+        return [local_features(visual, images)]
 
 
 def nearest(patches: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:

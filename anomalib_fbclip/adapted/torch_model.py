@@ -6,6 +6,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from anomalib.data import InferenceBatch
 from torch import nn
 
 from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.clip.stem import local_width
 from anomalib_fbclip.common.functional import (
     Grid,
     as_json,
@@ -27,7 +29,7 @@ from anomalib_fbclip.common.functional import (
 from anomalib_fbclip.host.tiling import Place
 
 from . import adapter_file
-from .normal_memory import NormalMemory
+from .normal_memory import LocalFeatureMemory, NormalMemory
 from .stages import Stages
 
 TOKENS_AT_ONCE = 1370
@@ -45,10 +47,12 @@ class Detection:
         logit: Abnormal minus normal logit of class token and patches ``[B, 1 + L]``.
         loss_terms: What the model's loss needs beside image score and map, by the names of its arguments. The first
             axis of each tensor counts images.
+        memory_evidence: What a memory adds to the logits, of those who record the stages ``[B, 1 + L]``.
     """
 
     logit: torch.Tensor
     loss_terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    memory_evidence: torch.Tensor | None = field(default=None, kw_only=True)
 
 
 @dataclass
@@ -199,6 +203,9 @@ class AdaptedCLIP(nn.Module, ABC):
 
     def make_memory(self) -> nn.Module:
         """The empty memory of a few-shot model, with what :class:`NormalMemory` has: ``fill``, ``part``, ``tokens``."""
+        width = local_width(self.clip.visual)
+        if width:
+            return LocalFeatureMemory(1, width, self.memory_radius)
         return NormalMemory(len(self.feature_layers), self.clip.vision_width, self.memory_radius)
 
     def abnormal_probability(
@@ -212,7 +219,7 @@ class AdaptedCLIP(nn.Module, ABC):
 
         Args:
             logit: Of the text ``[B, 1 + L]``.
-            tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
+            tokens: See :meth:`TokenMemory.compared`; ``None``: no memory is asked.
             grid: See :meth:`detect`.
             places: See :meth:`score`.
         """
@@ -249,11 +256,13 @@ class AdaptedCLIP(nn.Module, ABC):
         check_finite(images)
         tokens, grid = self.encode_image(images), self.clip.grid_of_images(images)
         detection = self.detect(tokens, self.text_features(), grid)
-        scores = self._scores(detection, tokens, grid)
+        compared = self._compared(images, tokens)
+        scores = self._scores(detection, compared or None, grid)
+        if self.memory is not None:
+            detection.memory_evidence = self.memory(compared, detection.logit, grid)
         stages = self.record(tokens, detection, grid)
         stages.grid = grid
-        if self.memory is not None:
-            stages.memory_evidence = self.memory(tokens, detection.logit, grid)
+        stages.memory_evidence = detection.memory_evidence
         stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
         stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-2:], sigma=0)
         stages.anomaly_map_smoothed = self.upsample(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
@@ -288,16 +297,18 @@ class AdaptedCLIP(nn.Module, ABC):
         check_finite(images)
         text_features = self.text_features()
         blocks = self.encode_image(images) if tokens is None else list(tokens)
+        compared = [] if self.training else self._compared(images, blocks)
         grid = self.clip.grid_of_images(images)
         together = torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu"
         if together or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
-            return self._score_blocks(blocks, text_features, grid, places)
+            return self._score_blocks(blocks, compared, text_features, grid, places)
         size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
         parts = zip(*(block.split(size) for block in blocks), strict=True)
+        others = zip(*(tokens.split(size) for tokens in compared), strict=True) if compared else repeat(())
         each = [place for place in places for _ in range(len(images) // len(places))]
         scores = [
-            self._score_blocks(list(part), text_features, grid, each[number * size : (number + 1) * size])
-            for number, part in enumerate(parts)
+            self._score_blocks(list(part), other, text_features, grid, each[number * size : (number + 1) * size])
+            for number, (part, other) in enumerate(zip(parts, others, strict=False))
         ]
         return Scores(
             torch.cat([part.pred_score for part in scores]),
@@ -305,16 +316,22 @@ class AdaptedCLIP(nn.Module, ABC):
             {name: torch.cat([part.loss_terms[name] for part in scores]) for name in scores[0].loss_terms},
         )
 
+    def _compared(self, images: torch.Tensor, blocks: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """What the memory compares; without one nothing."""
+        if self.memory is None:
+            return []
+        return self.memory.compared(self.clip.visual, images, self.encode_image if blocks is None else lambda _: blocks)
+
     def _score_blocks(
         self,
         blocks: list[torch.Tensor],
+        compared: Sequence[torch.Tensor],
         text_features: torch.Tensor,
         grid: Grid,
         places: Sequence[Place],
     ) -> Scores:
-        """Score one part of a batch; without a memory its tokens, which are consumed, are freed on the way."""
-        tokens = [*blocks] if self.memory is not None and not self.training else None
-        return self._scores(self.detect(_drain(blocks), text_features, grid), tokens, grid, places)
+        """Score one part of a batch; the blocks are consumed, and freed on the way unless a memory compares them."""
+        return self._scores(self.detect(_drain(blocks), text_features, grid), compared or None, grid, places)
 
     def _scores(
         self,
@@ -374,7 +391,7 @@ class AdaptedCLIP(nn.Module, ABC):
             raise RuntimeError(msg)
         check_finite(images)
         with torch.inference_mode(mode=False):  # in which a trainer tests; a checkpoint could not replace the tensors
-            parts = [self.encode_image(part) for part in images.split(_REMEMBERED_AT_ONCE)]
+            parts = [self._compared(part) for part in images.split(_REMEMBERED_AT_ONCE)]
             tokens = [torch.cat(blocks) for blocks in zip(*parts, strict=True)]
             self.memory.fill(tokens, self.clip.grid_of_images(images), names, places)
 

@@ -111,3 +111,28 @@ class StemmedPatches(nn.Conv2d):
         patches = super().forward(images) + self.fine(fine)
         coarse = F.interpolate(self.coarse(coarse), size=patches.shape[-2:], mode="bilinear", align_corners=False)
         return patches + coarse
+
+
+def local_width(visual: nn.Module) -> int:
+    """Width of :func:`local_features` of a vision tower; 0 where no network is under its patches."""
+    patches = visual.conv1
+    return patches.fine.in_channels + patches.coarse.in_channels if isinstance(patches, StemmedPatches) else 0
+
+
+@torch.no_grad()
+def local_features(visual: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The network's features around each patch: both strides joined, each the mean of 3 x 3 places.
+
+    These are the locally aware patch features of PatchCore (CVPR 2022, https://arxiv.org/abs/2106.08265, eq. 2).
+
+    Args:
+        visual: Vision tower with a :class:`StemmedPatches`.
+        images: Normalised images ``[B, 3, H, W]``.
+
+    Returns:
+        torch.Tensor: ``[B, 1 + H / 8 * W / 8, 152]``, zeros in the place of the class token.
+    """
+    fine, coarse = visual.conv1.features(images.to(visual.conv1.weight.dtype))
+    fine, coarse = (F.avg_pool2d(each, 3, stride=1, padding=1) for each in (fine, coarse))
+    coarse = F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+    return F.pad(torch.cat((fine, coarse), dim=1).flatten(2).mT, (0, 0, 1, 0))

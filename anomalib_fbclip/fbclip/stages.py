@@ -115,8 +115,9 @@ class FBCLIPStages(Stages):
             stages.text_similarity.append(F.normalize(after, dim=-1) @ text.fused.T)
             logits = logits + weights[layer] * model.similarity(before, text.fused)
         logit = logits[..., 1] - logits[..., 0]  # type: ignore[index]
-        abnormal = model.abnormal_probability(logit, None if model.memory is None else tokens, grid)
-        stages.anomaly_map_grid_before = tokens_to_grid(abnormal[:, 1:], grid)
+        if detection.memory_evidence is not None:
+            logit = logit + detection.memory_evidence
+        stages.anomaly_map_grid_before = tokens_to_grid(logit[:, 1:].sigmoid(), grid)
         return stages
 
     def panels(self) -> list[PanelGroup]:

@@ -145,7 +145,7 @@ def encode(model: FBCLIP, samples: Sequence[Sample]) -> Encoded:
     for images in pieces:
         blocks = inner.encode_image(images)
         text.append(inner.detect(iter(blocks), inner.text_features()).logit)
-        tokens.append(torch.stack(blocks))
+        tokens.append(torch.stack(inner.memory.compared(inner.clip.visual, images, lambda _, known=blocks: known)))
     every = torch.stack(tokens, dim=2)  # [S, P, N, 1 + L, D]
     masks = torch.stack([sample.mask for sample in samples])
     return Encoded(list(every), torch.stack(text, dim=1), places, canvases, masks)

@@ -41,7 +41,7 @@ SEED = 1
 
 
 class Encoded(NamedTuple):
-    """A test split after the backbone: tokens of each block, text logits ``[M, N]``, labels and masks."""
+    """A test split after the backbone: tokens that the memory compares, text logits ``[M, N]``, labels and masks."""
 
     tokens: list[torch.Tensor]
     text: torch.Tensor
@@ -64,7 +64,8 @@ def encode(model: FBCLIP, datamodule: AnomalibDataModule) -> Encoded:
         weights = inner.scale_weights.softmax(0).repeat_interleave(len(inner.views))
         similarity = sum(w * each for w, each in zip(weights, stages.text_similarity, strict=False)) / inner.temperature
         text = similarity[..., 1] - similarity[..., 0]
-        parts.append((torch.stack(stages.image_tokens), text, batch.gt_label, batch.gt_mask))
+        compared = memory.compared(inner.clip.visual, normalize(batch.image), inner.encode_image)
+        parts.append((torch.stack(compared), text, batch.gt_label, batch.gt_mask))
     inner.memory = memory
     tokens, text, labels, masks = zip(*parts, strict=True)
     return Encoded(list(torch.cat(tokens, 1)), torch.cat(text), torch.cat(labels), torch.cat(masks))

@@ -14,6 +14,7 @@ from anomalib.deploy import ExportType
 
 from anomalib_fbclip import FBCLIP, AuxiliaryTransfer, LabelledFolder
 from anomalib_fbclip.adapted import adapter_file as adapters
+from anomalib_fbclip.clip.stem import local_features
 from anomalib_fbclip.host.unreadable import read_picture
 
 
@@ -42,7 +43,7 @@ def test_pictures_of_the_train_split_join_the_score_and_a_checkpoint_carries_the
     # Only normal images were taken: each remembered image is one of these.
     normal = data.train_data.samples.query("label_index == 0").image_path
     read = torch.stack([torch.from_numpy(cv2.imread(path)[..., ::-1].copy()).permute(2, 0, 1) for path in normal])
-    tokens = few.model.clip.encode_image(few.pre_processor.transform(read / 255), few.model.feature_layers)[0][:, 1:]
+    tokens = local_features(few.model.clip.visual, few.pre_processor.transform(read / 255))[:, 1:]
     tokens = torch.nn.functional.normalize(tokens, dim=-1)
     near = (few.model.memory.tokens[0].float()[:, None] - tokens).abs().amax(dim=(2, 3)) < 1e-3
     assert near.any(dim=1).all()
