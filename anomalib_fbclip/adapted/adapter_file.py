@@ -216,7 +216,8 @@ def _check_memory(model: "nn.Module", tensors: Mapping[str, torch.Tensor], path:
         if not (same and is_dense(given) and torch.isfinite(given).all()):
             wrong.append(name)
     if wrong:
-        msg = f"line file {path!r} is damaged or of another model: {', '.join(wrong)} does not fit its memory."
+        msg = f"line file {path!r} is damaged or of another model: {', '.join(wrong)} does not fit its memory. "
+        msg += "Set the line up again (anomalib-fbclip setup)."
         raise ValueError(msg)
 
 

@@ -202,6 +202,9 @@ class TokenMemory(nn.Module):
                 self.grid = grid_of(stored.shape[2]) if stored.ndim == 4 else (stored.shape[2], stored.shape[3])
             state_dict[f"{prefix}tokens"] = stored = stored.flatten(2, -2)
             self.tokens = self.tokens.new_zeros(stored.shape)
+        else:
+            known, own = (f"{each.shape[0]} x {each.shape[-1]} values" for each in (stored, self.tokens))
+            args[-1].append(f"its memory holds {known} a patch, this model's {own}: let it read the good images again.")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

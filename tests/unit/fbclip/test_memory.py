@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anomalib_fbclip import FBCLIP
 from anomalib_fbclip.adapted.normal_memory import IMAGE_WEIGHT, PATCH_WEIGHT, NormalMemory, choose_radius
 from anomalib_fbclip.afclip.memory import WindowMemory
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
@@ -236,3 +237,25 @@ def test_state_dicts_carry_it_and_adapters_do_not(build, images, tmp_path):
     plain = build()
     plain.load_adapter(path)
     assert plain.memory is None
+
+
+def test_on_the_embedded_backbone_it_compares_features_of_the_network():
+    model = FBCLIP(backbone="tiny", image_size=56, k_shot=1).eval().model
+    images = torch.rand(2, 3, 56, 56)
+    model.remember(images[:1])
+    (features,) = model.memory.compared(model.clip.visual, images, pytest.fail)
+    assert features.shape == (2, 1 + 7 * 7, 152)
+    fine, coarse = model.clip.visual.conv1.features(images)
+    # A patch inside: the mean of the nine places around it.
+    torch.testing.assert_close(features[:, 1 + 3 * 7 + 3, :40], fine[:, :, 2:5, 2:5].mean((2, 3)))
+    torch.testing.assert_close(features.norm(dim=-1)[:, 0], torch.zeros(2))
+    _, stages = model(images, return_stages=True)
+    assert stages.memory_evidence[0, 1:].amax() < stages.memory_evidence[1, 1:].amax()
+    assert coarse.shape[1] == 112
+
+
+def test_a_memory_of_tokens_is_refused_by_a_model_that_compares_features():
+    model, tokens = FBCLIP(backbone="tiny", image_size=56, k_shot=1).model, NormalMemory(4, 128)
+    tokens.fill([torch.randn(1, 50, 128) for _ in range(4)])
+    with pytest.raises(RuntimeError, match="let it read the good images again"):
+        model.memory.load_state_dict(tokens.state_dict())
