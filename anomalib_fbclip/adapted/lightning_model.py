@@ -89,7 +89,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         token_cache_limit: Gigabytes that the cache may fill; 14 MB an image for ViT-L/14 at 518 x 518.
         max_epochs: Epochs of training where the trainer sets no limit, or Lightning's default of 1000, which cannot be
             told from no limit. ``None``: the paper's.
-        k_shot: Normal images whose patch tokens join the text's score, see :class:`NormalMemory`. 0: zero-shot.
+        k_shot: Normal images whose patches join the text's score, see :class:`NormalMemory`. 0: zero-shot.
             Checkpoints and exports carry the memory; adapters do not.
         few_shot_source: Folder of the normal images, of which the first ``k_shot`` by name are taken. ``None``: a
             random choice from the data module's train split. Read once, when the first run begins.

@@ -40,7 +40,7 @@ from anomalib_fbclip.host.unreadable import read_picture, reason
 
 from .lightning_model import PLACED_TILES, AdaptedModule
 from .load import find_model, load_module
-from .normal_memory import TokenMemory
+from .normal_memory import TokenMemory, at_hand
 
 if TYPE_CHECKING:
     from .torch_model import AdaptedCLIP
@@ -339,10 +339,15 @@ class _Survey:
         """Score of an image with each memory, without what the memory holds of its file: ``[C]``."""
         own, model = file_digest(file), self.model
         pieces = torch.stack([image] if self.module.tiling is None else self.module.tiling.pieces(image[None], _ALL))
-        parts = [model.encode_image(part) for part in pieces.split(_ENCODED_AT_ONCE)]
-        tokens, grid = [torch.cat(blocks) for blocks in zip(*parts, strict=True)], model.clip.grid_of_images(pieces)
+        found = []
+        for part in pieces.split(_ENCODED_AT_ONCE):
+            blocks = model.encode_image(part)
+            found.append((blocks, memories[0].compared(model.clip.visual, part, at_hand(blocks))))
+        tokens, compared = (
+            [torch.cat(each) for each in zip(*lists, strict=True)] for lists in zip(*found, strict=True)
+        )
+        grid = model.clip.grid_of_images(pieces)
         logit, scores = model.detect(tokens, model.text_features(), grid).logit, []
-        compared = memories[0].compared(model.clip.visual, pieces, lambda _: tokens)
         tiling = self.module.tiling
         places = [] if tiling is None else tiling.chosen(image[None], _ALL)
         for memory in memories:

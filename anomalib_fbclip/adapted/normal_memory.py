@@ -3,9 +3,10 @@
 
 """A memory of normal patch tokens: what a few normal images add to the text score.
 
-This is no part of the paper. Tokens of the tapped blocks are compared with those of the normal images, as PatchCore
-and WinCLIP do. A patch's odds of being abnormal are multiplied by a power of its distance over the largest that the
-normal images have among each other. They tell it themselves, so nothing depends on the backbone.
+This is no part of the paper. Tokens of the tapped blocks, or features of a network under them, are compared with those
+of the normal images, as PatchCore and WinCLIP do. A patch's odds of being abnormal are multiplied by a power of its
+distance over the largest that the normal images have among each other. They tell it themselves, so nothing else
+depends on the backbone.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,6 +41,11 @@ LEAST_JUDGED, MOST_JUDGED = 4, 8
 
 Encode = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 """Images to the tokens of the tapped blocks."""
+
+
+def at_hand(blocks: Sequence[torch.Tensor]) -> Encode:
+    """For :meth:`TokenMemory.compared`, where the tokens of the tapped blocks are at hand."""
+    return lambda _: blocks
 
 
 class TokenMemory(nn.Module):
@@ -203,8 +209,11 @@ class TokenMemory(nn.Module):
             state_dict[f"{prefix}tokens"] = stored = stored.flatten(2, -2)
             self.tokens = self.tokens.new_zeros(stored.shape)
         else:
-            known, own = (f"{each.shape[0]} x {each.shape[-1]} values" for each in (stored, self.tokens))
-            args[-1].append(f"its memory holds {known} a patch, this model's {own}: let it read the good images again.")
+            known, own = [*stored.shape], [*self.tokens.shape]
+            args[-1].append(
+                f"The memory of normal images in it has tokens of shape {known}, where this model's have {own}: let "
+                "the model read the good images again.",
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -216,7 +225,7 @@ class NormalMemory(TokenMemory):
     surfaces, see ``recipes/few_shot``.
 
     Args:
-        num_layers: Tapped blocks S.
+        num_layers: Tapped blocks S, or other kinds of tokens.
         width: Width D of the tokens.
         radius: See :class:`TokenMemory`.
 
@@ -246,7 +255,7 @@ class NormalMemory(TokenMemory):
         """Remember normal images instead of those before.
 
         Args:
-            tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first.
+            tokens: See :meth:`TokenMemory.compared`, of the K images: each ``[K, 1 + L, D]``.
             grid: Rows and columns of the patches; ``None``: a square.
             names: See :class:`TokenMemory`.
             places: See :class:`TokenMemory`.
@@ -328,7 +337,7 @@ class NormalMemory(TokenMemory):
         """What joins the abnormal logits.
 
         Args:
-            tokens: Tokens of the images, for each tapped block ``[B, 1 + L, D]``, class token first.
+            tokens: See :meth:`TokenMemory.compared`: each ``[B, 1 + L, D]``.
             text: The text's abnormal minus normal logits ``[B, 1 + L]``.
             grid: Rows and columns of the patches; ``None``: a square.
             places: See :meth:`TokenMemory.closest`.
@@ -416,7 +425,7 @@ def choose_radius(tokens: Sequence[torch.Tensor], grid: Grid) -> int | None:
     this rule and others.
 
     Args:
-        tokens: Tokens of the K images, for each tapped block ``[K, 1 + L, D]``, class token first. The first eight are
+        tokens: See :meth:`TokenMemory.compared`, of the K images: each ``[K, 1 + L, D]``. The first eight are
             asked.
         grid: Rows and columns of the patches.
 

@@ -29,7 +29,7 @@ from anomalib_fbclip.common.functional import (
 from anomalib_fbclip.host.tiling import Place
 
 from . import adapter_file
-from .normal_memory import LocalFeatureMemory, NormalMemory
+from .normal_memory import LocalFeatureMemory, NormalMemory, at_hand
 from .stages import Stages
 
 TOKENS_AT_ONCE = 1370
@@ -47,7 +47,7 @@ class Detection:
         logit: Abnormal minus normal logit of class token and patches ``[B, 1 + L]``.
         loss_terms: What the model's loss needs beside image score and map, by the names of its arguments. The first
             axis of each tensor counts images.
-        memory_evidence: What a memory adds to the logits, of those who record the stages ``[B, 1 + L]``.
+        memory_evidence: What a memory adds to the logits ``[B, 1 + L]``, where the stages are recorded.
     """
 
     logit: torch.Tensor
@@ -320,7 +320,9 @@ class AdaptedCLIP(nn.Module, ABC):
         """What the memory compares; without one nothing."""
         if self.memory is None:
             return []
-        return self.memory.compared(self.clip.visual, images, self.encode_image if blocks is None else lambda _: blocks)
+        if blocks is None:
+            self.clip._check_images(images)  # noqa: SLF001  # as encode_image does, which is not always asked
+        return self.memory.compared(self.clip.visual, images, self.encode_image if blocks is None else at_hand(blocks))
 
     def _score_blocks(
         self,

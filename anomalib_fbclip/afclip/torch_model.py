@@ -143,7 +143,7 @@ class AFCLIPModel(AdaptedCLIP):
 
         Args:
             logit: Of the text ``[B, 1 + L]``.
-            tokens: Tokens of the images, see :meth:`detect`; ``None``: no memory is asked.
+            tokens: See :meth:`TokenMemory.compared`; ``None``: no memory is asked.
             grid: See :meth:`detect`.
             places: See :meth:`AdaptedCLIP.score`.
         """

@@ -185,7 +185,7 @@ _CHECKED: ContextVar[bool] = ContextVar("checked", default=False)
 
 @contextmanager
 def pixels_checked() -> Iterator[None]:
-    """Leave :func:`check_finite` out: the caller has looked at the pixels, and each look waits for the device."""
+    """Leave :func:`check_finite` out: the caller has looked at the images, and each look waits for the device."""
     token = _CHECKED.set(True)
     try:
         yield

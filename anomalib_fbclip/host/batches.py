@@ -10,33 +10,34 @@ from anomalib.data import Batch
 
 
 class _HostCopy:
-    """The host copy of one batch, for as long as the batch lives and none of its tensors is replaced."""
+    """The host copy of one batch, for as long as the batch lives and none of its values is replaced by another."""
 
     def __init__(self) -> None:
         self._of: weakref.ref[Batch] | None = None
-        self._tensors: dict[str, torch.Tensor] = {}
+        self._values: dict[str, object] = {}
         self._copy: Batch | None = None
 
     def __call__(self, batch: Batch) -> Batch:
-        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
-        known = self._of is not None and self._of() is batch and self._tensors.keys() == tensors.keys()
-        if self._copy is None or not known or any(self._tensors[name] is not tensors[name] for name in tensors):
-            self._of, self._tensors, self._copy = weakref.ref(batch, self._forget), tensors, _copied(batch, tensors)
-        return self._copy
+        values, copy = dict(vars(batch)), self._copy
+        known = self._of is not None and self._of() is batch and self._values.keys() == values.keys()
+        if copy is None or not known or any(self._values[name] is not value for name, value in values.items()):
+            copy = _copied(batch, {name: value for name, value in values.items() if isinstance(value, torch.Tensor)})
+            self._of, self._values, self._copy = weakref.ref(batch, self._forget), values, copy
+        return copy
 
     def _forget(self, reference: "weakref.ref[Batch]") -> None:
         if reference is self._of:
-            self._of, self._tensors, self._copy = None, {}, None
+            self._of, self._values, self._copy = None, {}, None
 
 
 _LAST = _HostCopy()
 
 
 def on_host(batch: Batch) -> Batch:
-    """A copy of a batch on the host: of all callbacks that read it image by image, the first one waits for the device.
+    """A copy of a batch on the host. Several callbacks read it image by image, and the first one alone waits.
 
     Images of files are cut to a pixel: who wants one reads the file. Tensors that were set on the batch beside its
-    fields are copied, too.
+    fields are copied, too. A tensor that is changed in place afterwards is not copied again.
     """
     return _LAST(batch)
 
@@ -44,8 +45,9 @@ def on_host(batch: Batch) -> Batch:
 def _copied(batch: Batch, tensors: dict[str, torch.Tensor]) -> Batch:
     if batch.image_path is not None:
         tensors = {**tensors, "image": batch.image[..., :1, :1]}
-    if not all(_is_on_host(tensor) for tensor in tensors.values()):
-        tensors = _in_one_copy(tensors)
+    away = {name: tensor for name, tensor in tensors.items() if not _is_on_host(tensor)}
+    if away:
+        tensors = {**tensors, **_in_one_copy(away)}
     fields = batch.__dataclass_fields__
     copy = batch.update(in_place=False, **{name: value for name, value in tensors.items() if name in fields})
     for name in tensors.keys() - fields.keys():
@@ -63,6 +65,8 @@ def _in_one_copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     names = sorted(tensors, key=lambda name: -tensors[name].element_size())
     flat = [tensors[name].detach().contiguous().flatten().view(torch.uint8) for name in names]
     parts = torch.cat(flat).cpu().split([len(part) for part in flat])
+    # Cloned, for a view would keep the block in memory, and copies of a view copy all of it.
     return {
-        name: part.view(tensors[name].dtype).view(tensors[name].shape) for name, part in zip(names, parts, strict=True)
+        name: part.view(tensors[name].dtype).view(tensors[name].shape).clone()
+        for name, part in zip(names, parts, strict=True)
     }

@@ -238,7 +238,7 @@ class InsideEvaluator(Evaluator):
     ) -> None:
         """Count the batch."""
         if self.compute_on_cpu and trainer.num_devices == 1:
-            batch = on_host(batch)  # where anomalib moves what each metric keeps, one after the other
+            batch = on_host(batch)  # anomalib would move what each metric keeps, one after the other
         super().on_test_batch_end(
             trainer,
             pl_module,

@@ -58,8 +58,7 @@ class KeptPredictions:
             return
         batch.pixel_sum = _sum_of(batch)
         seen = on_host(batch)
-        # Copies, for the batch came over as one block of memory.
-        kept = {name: value.clone() for name in _FIELDS if (value := getattr(seen, name)) is not None}
+        kept = {name: value for name in _FIELDS if (value := getattr(seen, name)) is not None}
         self.left -= sum(value.numel() * value.element_size() for value in kept.values())
         self._batches.append((_key(batch, seen.pixel_sum), kept))
         if self.left < 0:

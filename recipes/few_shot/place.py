@@ -32,7 +32,7 @@ from anomalib.data import InferenceBatch
 from torch.nn import functional
 
 from anomalib_fbclip import FBCLIP
-from anomalib_fbclip.adapted.normal_memory import NormalMemory, choose_radius
+from anomalib_fbclip.adapted.normal_memory import NormalMemory, at_hand, choose_radius
 from anomalib_fbclip.common.functional import tokens_to_grid
 from anomalib_fbclip.data.procedural.defects import KINDS, add_defect
 from anomalib_fbclip.data.procedural.families import FAMILIES, render
@@ -145,7 +145,7 @@ def encode(model: FBCLIP, samples: Sequence[Sample]) -> Encoded:
     for images in pieces:
         blocks = inner.encode_image(images)
         text.append(inner.detect(iter(blocks), inner.text_features()).logit)
-        tokens.append(torch.stack(inner.memory.compared(inner.clip.visual, images, lambda _, known=blocks: known)))
+        tokens.append(torch.stack(inner.memory.compared(inner.clip.visual, images, at_hand(blocks))))
     every = torch.stack(tokens, dim=2)  # [S, P, N, 1 + L, D]
     masks = torch.stack([sample.mask for sample in samples])
     return Encoded(list(every), torch.stack(text, dim=1), places, canvases, masks)

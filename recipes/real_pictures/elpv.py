@@ -6,7 +6,7 @@
     pip install elpv-dataset
     python -m recipes.real_pictures.elpv datasets/elpv --every 10
 
-``good`` and ``defect`` hold every tenth cell, ``train`` the good ones halfway between them, to learn from. Only cells
+``good`` and ``defect`` hold every N-th cell, ``train`` the good ones halfway between them, to learn from. Only cells
 with a certain label are taken: a defect probability of 0 is good, one of 1 is a defect.
 """
 

@@ -242,6 +242,8 @@ def test_state_dicts_carry_it_and_adapters_do_not(build, images, tmp_path):
 def test_on_the_embedded_backbone_it_compares_features_of_the_network():
     model = FBCLIP(backbone="tiny", image_size=56, k_shot=1).eval().model
     images = torch.rand(2, 3, 56, 56)
+    with pytest.raises(ValueError, match="multiple of the patch size"):
+        model.remember(torch.rand(1, 3, 60, 60))
     model.remember(images[:1])
     (features,) = model.memory.compared(model.clip.visual, images, pytest.fail)
     assert features.shape == (2, 1 + 7 * 7, 152)
@@ -257,5 +259,5 @@ def test_on_the_embedded_backbone_it_compares_features_of_the_network():
 def test_a_memory_of_tokens_is_refused_by_a_model_that_compares_features():
     model, tokens = FBCLIP(backbone="tiny", image_size=56, k_shot=1).model, NormalMemory(4, 128)
     tokens.fill([torch.randn(1, 50, 128) for _ in range(4)])
-    with pytest.raises(RuntimeError, match="let it read the good images again"):
+    with pytest.raises(RuntimeError, match="let the model read the good images again"):
         model.memory.load_state_dict(tokens.state_dict())
