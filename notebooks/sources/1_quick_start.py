@@ -82,7 +82,7 @@ for axis in axes.flat:
 
 # %% [markdown]
 # ## A few good images help
-# `k_shot` images that are known to be good join the text score: their patch tokens are remembered, and what lies far
+# `k_shot` images that are known to be good join the text score: their patches are remembered, and what lies far
 # from all of them becomes more abnormal. `few_shot_source` is their folder.
 
 # %%
