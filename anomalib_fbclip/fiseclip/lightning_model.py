@@ -23,6 +23,7 @@ from anomalib_fbclip.host.clip_module import CLIPModule
 from anomalib_fbclip.host.post_processing import LABELS
 from anomalib_fbclip.host.tiling import Place
 from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, read_picture
+from anomalib_fbclip.host.validation import is_preparation
 
 from .bank import content_keys
 from .filtering import is_exporting
@@ -180,7 +181,8 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
     def on_validation_epoch_end(self) -> None:
         """Let thresholds follow; warn of images without references, and of those that contradict each other."""
         super().on_validation_epoch_end()
-        self._warn_of_references()
+        if not is_preparation(self.trainer):  # the test or prediction that follows warns
+            self._warn_of_references()
 
     def on_test_epoch_end(self) -> None:
         """Warn of images without references, and of those that contradict each other."""
