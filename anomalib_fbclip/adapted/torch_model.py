@@ -211,7 +211,7 @@ class AdaptedCLIP(nn.Module, ABC):
     def abnormal_probability(
         self,
         logit: torch.Tensor,
-        tokens: Sequence[torch.Tensor] | None,
+        tokens: Sequence[torch.Tensor],
         grid: Grid | None = None,
         places: Sequence[Place] = (),
     ) -> torch.Tensor:
@@ -219,11 +219,11 @@ class AdaptedCLIP(nn.Module, ABC):
 
         Args:
             logit: Of the text ``[B, 1 + L]``.
-            tokens: See :meth:`TokenMemory.compared`; ``None``: no memory is asked.
+            tokens: See :meth:`TokenMemory.compared`; none: no memory is asked.
             grid: See :meth:`detect`.
             places: See :meth:`score`.
         """
-        if self.memory is not None and tokens is not None:
+        if self.memory is not None and tokens:
             logit = logit + self.memory(tokens, logit, grid, places)
         return logit.sigmoid()
 
@@ -257,7 +257,7 @@ class AdaptedCLIP(nn.Module, ABC):
         tokens, grid = self.encode_image(images), self.clip.grid_of_images(images)
         detection = self.detect(tokens, self.text_features(), grid)
         compared = self._compared(images, tokens)
-        scores = self._scores(detection, compared or None, grid)
+        scores = self._scores(detection, compared, grid)
         if self.memory is not None:
             detection.memory_evidence = self.memory(compared, detection.logit, grid)
         stages = self.record(tokens, detection, grid)
@@ -333,12 +333,12 @@ class AdaptedCLIP(nn.Module, ABC):
         places: Sequence[Place],
     ) -> Scores:
         """Score one part of a batch; the blocks are consumed, and freed on the way unless a memory compares them."""
-        return self._scores(self.detect(_drain(blocks), text_features, grid), compared or None, grid, places)
+        return self._scores(self.detect(_drain(blocks), text_features, grid), compared, grid, places)
 
     def _scores(
         self,
         detection: Detection,
-        tokens: Sequence[torch.Tensor] | None,
+        tokens: Sequence[torch.Tensor],
         grid: Grid,
         places: Sequence[Place] = (),
     ) -> Scores:

@@ -135,7 +135,7 @@ class AFCLIPModel(AdaptedCLIP):
     def abnormal_probability(
         self,
         logit: torch.Tensor,
-        tokens: Sequence[torch.Tensor] | None,
+        tokens: Sequence[torch.Tensor],
         grid: Grid | None = None,
         places: Sequence[Place] = (),
     ) -> torch.Tensor:
@@ -143,12 +143,12 @@ class AFCLIPModel(AdaptedCLIP):
 
         Args:
             logit: Of the text ``[B, 1 + L]``.
-            tokens: See :meth:`TokenMemory.compared`; ``None``: no memory is asked.
+            tokens: See :meth:`TokenMemory.compared`; none: no memory is asked.
             grid: See :meth:`detect`.
             places: See :meth:`AdaptedCLIP.score`.
         """
         text = logit.sigmoid()
-        if self.memory is None or tokens is None:
+        if self.memory is None or not tokens:
             return text
         return (self.memory.score(tokens, grid, places) + TEXT_WEIGHT * text).clamp(max=1)
 

@@ -25,10 +25,8 @@ def report(maps: np.ndarray, scores: np.ndarray, masks: np.ndarray, groups: np.n
         here = torch.from_numpy(np.flatnonzero(groups == group))
         target = torch.from_numpy(masks)[here]
         # Of two processes that train, one asks; it would wait for the other's counts.
-        image, pixel = (
-            ImageScores(sync_on_compute=False),
-            AnyScoreHistogram(regions=True, sync_on_compute=False),
-        )
+        alone = {"sync_on_compute": False}
+        image, pixel = ImageScores(**alone), AnyScoreHistogram(regions=True, **alone)
         image.update(torch.from_numpy(scores)[here], target.flatten(1).any(dim=1))
         pixel.update(torch.from_numpy(maps)[here], target)
         counted = pixel.compute()

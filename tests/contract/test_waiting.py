@@ -156,9 +156,8 @@ def test_one_copy_brings_all_tensors_of_a_batch(device) -> None:
             assert getattr(copy, name).dtype == tensor.dtype
     batch.pred_score = batch.pred_score + 1
     assert torch.equal(on_host(batch).pred_score, batch.pred_score)
-    assert (
-        copy.pred_score.untyped_storage().nbytes() == copy.pred_score.nbytes
-    )  # nothing of the other tensors stays with it
+    # Kept by itself, a score keeps nothing of the other tensors alive.
+    assert copy.pred_score.untyped_storage().nbytes() == copy.pred_score.nbytes
     named = make(image_path=["a.png", "b.png", "c.png"])
     assert on_host(named).image.shape == (3, 3, 1, 1)
     named.image_path = ["d.png", "e.png", "f.png"]
