@@ -396,10 +396,8 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
             masks=masks,
             **scores.loss_terms,
         )
-        total = parts.pop("total")
-        self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
-        self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
-        return total
+        self._log_losses(parts, len(images))
+        return parts["total"]
 
     def _draw_tiles(
         self,

@@ -684,6 +684,13 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
         del path
         return ""
 
+    def _log_losses(self, parts: dict[str, torch.Tensor], images: int) -> None:
+        """Log the loss and its parts, ``"total"`` among them, of a step with so many images."""
+        # Lightning would read each from the device by itself, the loss twice for the progress bar.
+        read = dict(zip(parts, torch.stack(list(parts.values())).detach().cpu(), strict=True))
+        self.log("train_loss", read.pop("total"), prog_bar=True, on_step=True, on_epoch=True, batch_size=images)
+        self.log_dict({f"train_{name}": part for name, part in read.items()}, on_epoch=True, batch_size=images)
+
     def check_images(self, batch: Batch, *flags: torch.Tensor) -> list[list[bool]]:
         """Name the files that hold NaN; warn once of images of one uniform colour.
 

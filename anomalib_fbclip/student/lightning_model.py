@@ -303,10 +303,8 @@ class Student(ScoringModule, AnomalibModule):
             images, maps = flip(images, maps, int(torch.randint(8, ())))
         images = self._normalise(photograph(images))
         parts = self._distance(*self.model.decode(self.model.encode(images)), maps, scores)
-        total = parts.pop("total")
-        self.log("train_loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
-        self.log_dict({f"train_{name}": part for name, part in parts.items()}, on_epoch=True, batch_size=len(images))
-        return total
+        self._log_losses(parts, len(images))
+        return parts["total"]
 
     @staticmethod
     def _choose(variants: list[Path]) -> Path:

@@ -189,7 +189,5 @@ def test_a_batch_waits_twice_at_most(name, run, device, surfaces, engine, tmp_pa
         data = surfaces(image_size=size, train_anomalous=run == "train", train_batch_size=2, eval_batch_size=2)
         getattr(engine(num_sanity_val_steps=0), run)(model, datamodule=data)
     most = device.most()
-    # A step waits once for the pixels; Lightning reads its loss, and once more for the progress bar.
-    assert most.pop(RunningStage.TRAINING, 0) <= 3
     assert most
     assert max(most.values()) <= 2
