@@ -4,7 +4,7 @@
 """``AdaptedCLIP``: the base of torch models that score images with a frozen CLIP and a small trained part."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -70,7 +70,7 @@ class Scores:
     loss_terms: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-class AdaptedCLIP(nn.Module, ABC):
+class AdaptedCLIP(nn.Module, ABC):  # noqa: PLR0904  # four of them replace torch's
     """A frozen CLIP with a small trained part.
 
     A model defines its trained tensors in the constructor, :meth:`encode_text`, :meth:`detect` (the equations) and
@@ -131,6 +131,7 @@ class AdaptedCLIP(nn.Module, ABC):
         self._memory_radius = _checked_radius(memory_radius)
         self.memory = self.make_memory() if few_shot else None
         self._text_cache: tuple[object, torch.Tensor] | None = None
+        self._compiled_scoring: Callable[..., Scores] | None = None
 
     @property
     def memory_names(self) -> tuple[str, ...]:
@@ -299,15 +300,16 @@ class AdaptedCLIP(nn.Module, ABC):
         blocks = self.encode_image(images) if tokens is None else list(tokens)
         compared = [] if self.training else self._compared(images, blocks)
         grid = self.clip.grid_of_images(images)
+        score_blocks = self._compiled_scoring or self._score_blocks
         together = torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu"
         if together or len(images) * blocks[0].shape[1] <= TOKENS_AT_ONCE:
-            return self._score_blocks(blocks, compared, text_features, grid, places)
+            return score_blocks(blocks, compared, text_features, grid, places)
         size = max(1, TOKENS_AT_ONCE // blocks[0].shape[1])
         parts = zip(*(block.split(size) for block in blocks), strict=True)
         others = zip(*(tokens.split(size) for tokens in compared), strict=True) if compared else repeat(())
         each = [place for place in places for _ in range(len(images) // len(places))]
         scores = [
-            self._score_blocks(list(part), other, text_features, grid, each[number * size : (number + 1) * size])
+            score_blocks(list(part), other, text_features, grid, each[number * size : (number + 1) * size])
             for number, (part, other) in enumerate(zip(parts, others, strict=False))
         ]
         return Scores(
@@ -344,6 +346,17 @@ class AdaptedCLIP(nn.Module, ABC):
     ) -> Scores:
         abnormal = self.abnormal_probability(detection.logit, tokens, grid, places)
         return Scores(abnormal[:, 0], tokens_to_grid(abnormal[:, 1:], grid), detection.loss_terms)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # torch's own
+        """Compile in place what follows the visual tower: many small steps, where a tower is few large products.
+
+        The check of the pixels and the text tower, whose features are kept, stay outside, as they cannot be in a graph.
+
+        Args:
+            *args: Of :func:`torch.compile`.
+            **kwargs: Of :func:`torch.compile`.
+        """
+        self._compiled_scoring = torch.compile(self._score_blocks, *args, **kwargs)
 
     def text_features(self) -> torch.Tensor:
         """Normal and abnormal text feature ``[2, d]``, of unit length.
@@ -423,8 +436,8 @@ class AdaptedCLIP(nn.Module, ABC):
         return super().load_state_dict({**frozen, **state_dict}, strict=strict, assign=assign)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the cached text features out of copies: a copy has its own parameters."""
-        return {**self.__dict__, "_text_cache": None}
+        """Leave cached text features and graph out of copies: a copy has its own parameters."""
+        return {**self.__dict__, "_text_cache": None, "_compiled_scoring": None}
 
 
 def _checked_radius(radius: int | None) -> int | None:

@@ -20,10 +20,13 @@ WEIGHTS_AT_ONCE = 2_000_000
 def bfloat16_without_amx() -> bool:
     """Whether this processor multiplies in bfloat16 by AVX-512 and not by AMX, which is several times faster.
 
-    ``False`` where that cannot be asked: of torch before ``torch.cpu.get_capabilities``, and while a graph is compiled.
+    ``False`` of torch before ``torch.cpu.get_capabilities``, and of a graph that is exported: other processors run it.
     """
-    if torch.compiler.is_compiling():
-        return False
+    return not torch.compiler.is_exporting() and _has_bfloat16_without_amx()
+
+
+@torch.compiler.assume_constant_result
+def _has_bfloat16_without_amx() -> bool:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_tile")
 
@@ -49,6 +52,8 @@ def dot_product_attention(
     """
     # torch's fused kernel has no use for these instructions, and takes twice as long as products and softmax.
     in_turn = query.device.type == "cpu" and query.dtype == torch.bfloat16 and bfloat16_without_amx()
+    # A compiler writes each turn down, and those of many images would take it hours.
+    in_turn = in_turn and not (torch.compiler.is_compiling() and len(query) > 1)
     # A gradient would keep all weights.
     if not in_turn or causal or query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, scale=scale, is_causal=causal)

@@ -37,6 +37,7 @@ FORMS = (
     "literal form",
     "FB-CLIP",
     "FB-CLIP, compiled",
+    "FB-CLIP, compiled in place",
     "FiSeCLIP",
     "AnomalyCLIP",
     "AnomalyCLIP, literal form",
@@ -101,6 +102,8 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
             model.fise = [FiSeCLIPModel(clip).to(images.device).eval()]
         return model.fise[0](images)
 
+    in_place = FBCLIPModel(clip).to(images.device).eval()
+    in_place.compile(fullgraph=True)
     literal = FBCLIPModel(clip, literal=True).to(images.device).eval()
     others = {
         f"{name}{', literal form' if literal else ''}": model_class(clip, literal=literal).to(images.device).eval()
@@ -113,6 +116,7 @@ def build_forms(backbone: str, size: int, images: torch.Tensor, names: list[str]
         "literal form": literal,
         "FB-CLIP": model,
         "FB-CLIP, compiled": torch.compile(model, fullgraph=True),
+        "FB-CLIP, compiled in place": in_place,
         "FiSeCLIP": fise,
         **others,
         "training step": lambda images: step(images, cached=False),

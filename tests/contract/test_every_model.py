@@ -3,6 +3,7 @@
 
 """What anomalib's engine and command line do with every model of the package, and with one from outside."""
 
+import copy
 import csv
 import json
 import logging
@@ -148,14 +149,16 @@ def test_the_literal_form_gives_the_same_maps(name, build) -> None:
 
 
 @every_adapted_model
-def test_the_literal_form_trains_the_same(name, build) -> None:
+def test_the_literal_form_and_a_compiled_model_train_the_same(name, build) -> None:
     losses, weights = [], []
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 56, 56, generator=generator)
     batch = ImageBatch(image=images, gt_label=torch.tensor([0, 1, 0, 1]), gt_mask=images[:, 0] > 0.5)
-    for literal in (False, True):
-        model = build(name, weights=None, literal=literal, learning_rate=1e-3).train()
+    for form in ("fast", "literal", "compiled"):
+        model = build(name, weights=None, literal=form == "literal", learning_rate=1e-3).train()
         model.log = model.log_dict = lambda *_, **__: None
+        if form == "compiled":
+            model.model.compile(fullgraph=True, backend="eager")
         optimizer = model.configure_optimizers()
         for _ in range(3):
             optimizer.zero_grad()
@@ -164,8 +167,9 @@ def test_the_literal_form_trains_the_same(name, build) -> None:
             optimizer.step()
         losses.append(loss.detach())
         weights.append(model.model.encode_text().detach())
-    assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
-    assert_close(weights[1], weights[0], rtol=0, atol=1e-3)
+    for loss, weight in zip(losses[1:], weights[1:], strict=True):
+        assert_close(loss, losses[0], rtol=1e-3, atol=1e-4)
+        assert_close(weight, weights[0], rtol=0, atol=1e-3)
 
 
 @every_adapted_model
@@ -207,6 +211,28 @@ def test_compiled_as_one_graph_it_gives_the_same(name, build) -> None:
         model.model = compiled
         with pytest.raises(ValueError, match="NaN"):
             model.predict_step(ImageBatch(image=batch / 0), 0)
+
+
+@every_adapted_model
+def test_compiled_in_place_it_gives_the_same_and_sees_what_a_graph_cannot(name, build) -> None:
+    model, graphs = build(name).eval().model, []
+    images = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.compile(fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+        copied = copy.deepcopy(model)
+        before = model(images).anomaly_map
+        assert len(graphs) == 1
+        assert_close(before, copied(images).anomaly_map, rtol=1e-3, atol=0)
+        with pytest.raises(ValueError, match="NaN"):
+            model(images / 0)
+        for parameter in model.parameters():
+            parameter.mul_(1.1 if parameter.requires_grad else 1)
+        changed = model(images).anomaly_map
+        assert not torch.allclose(changed, before, rtol=1e-3, atol=0)
+        assert_close(copied(images).anomaly_map, before, rtol=1e-3, atol=0)
+        copied.load_state_dict(model.state_dict())
+        assert_close(copied(images).anomaly_map, changed, rtol=1e-3, atol=0)
+        assert len(graphs) == 1
 
 
 @every_model

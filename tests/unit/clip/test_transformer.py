@@ -5,6 +5,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 from torch.testing import assert_close
 
@@ -42,7 +43,24 @@ def test_where_the_fused_kernel_stays(fused_calls, monkeypatch):
     transformer.dot_product_attention(tokens, tokens, tokens)
     transformer.dot_product_attention(half, half, half, causal=True)
     transformer.dot_product_attention(half.clone().requires_grad_(), half, half)
-    torch.compile(transformer.dot_product_attention, fullgraph=True, backend="eager")(half, half, half)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "amx_tile": True}, raising=False)
     transformer.dot_product_attention(half, half, half)
-    assert len(fused_calls) == 5
+    assert len(fused_calls) == 4
+
+
+def test_compiled_in_turn_and_exported_as_one_node(fused_calls):
+    half = torch.randn(1, 2, 5, 16, dtype=torch.bfloat16)
+    expected = transformer.dot_product_attention(half, half, half)
+    compiled = torch.compile(transformer.dot_product_attention, fullgraph=True, backend="eager")
+    assert_close(compiled(half, half, half), expected, rtol=0, atol=0)
+    assert not fused_calls
+    compiled(*[half.expand(2, -1, -1, -1)] * 3)
+    assert len(fused_calls) == 1
+
+    class Attention(nn.Module):
+        def forward(self, tokens):
+            return transformer.dot_product_attention(tokens, tokens, tokens)
+
+    # Another processor may run the file.
+    nodes = torch.export.export(Attention(), (half,)).graph.nodes
+    assert any("scaled_dot_product_attention" in str(node.target) for node in nodes)
