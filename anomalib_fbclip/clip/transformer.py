@@ -58,6 +58,7 @@ def dot_product_attention(
     if not in_turn or causal or query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, scale=scale, is_causal=causal)
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    key = key.contiguous()  # else the product transposes and copies the keys of each head
     heads_at_once = max(1, WEIGHTS_AT_ONCE // (query.shape[2] * key.shape[2]))
     parts = (tokens.flatten(0, 1).split(heads_at_once) for tokens in (query, key, value))
     with full_precision(query.device):
