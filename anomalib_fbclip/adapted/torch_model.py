@@ -21,6 +21,7 @@ from anomalib_fbclip.common.functional import (
     as_json,
     check_finite,
     full_precision,
+    is_exporting,
     pair,
     relative_layers,
     tokens_to_grid,
@@ -364,7 +365,7 @@ class AdaptedCLIP(nn.Module, ABC):  # noqa: PLR0904  # four of them replace torc
         They depend on the parameters alone, so outside training they are computed once and again only when a
         parameter has changed.
         """
-        if torch.compiler.is_exporting() and not self.training and self._text_cache is not None:
+        if is_exporting() and not self.training and self._text_cache is not None:
             # An exported graph sees images only: the text tower becomes a constant of it.
             return self._text_cache[1]
         if self.training or torch.compiler.is_compiling():

@@ -11,22 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-from anomalib_fbclip.common.functional import full_precision
+from anomalib_fbclip.common.functional import full_precision, is_exporting
 
 WEIGHTS_AT_ONCE = 2_000_000
 """Attention weights of the heads that :func:`dot_product_attention` takes together: they stay in the cache."""
 
 
+@torch.compiler.assume_constant_result
 def bfloat16_without_amx() -> bool:
     """Whether this processor multiplies in bfloat16 by AVX-512 and not by AMX, which is several times faster.
 
     ``False`` of torch before ``torch.cpu.get_capabilities``, and of a graph that is exported: other processors run it.
     """
-    return not torch.compiler.is_exporting() and _has_bfloat16_without_amx()
-
-
-@torch.compiler.assume_constant_result
-def _has_bfloat16_without_amx() -> bool:
+    if is_exporting():
+        return False
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16")) and not capabilities.get("amx_tile")
 

@@ -65,6 +65,12 @@ def min_max_normalize(values: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
 
 
 @torch.compiler.assume_constant_result
+def is_exporting() -> bool:
+    """Whether a graph is recorded for a file. Compiled graphs of torch 2.10 are taken for one, unless asked outside."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+@torch.compiler.assume_constant_result
 def map_matrix(grid: int, size: int, sigma: float, device: torch.device | str = "cpu") -> torch.Tensor:
     """Matrix of the way from patch grid to image along one axis: ``map = rows @ grid_map @ columns.T``.
 
@@ -80,7 +86,7 @@ def map_matrix(grid: int, size: int, sigma: float, device: torch.device | str = 
     Returns:
         torch.Tensor: ``[size, grid]`` in float32, rows summing to 1; shared, so not to be changed in place.
     """
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # what is made there belongs to the recorded graph
+    if is_exporting():  # what is made there belongs to the recorded graph
         return torch.from_numpy(_map_values(grid, size, float(sigma)).copy()).to(device)
     return _map_matrix(grid, size, float(sigma), torch.device(device))
 

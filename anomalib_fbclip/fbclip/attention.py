@@ -147,11 +147,7 @@ class ForegroundBackgroundAttention(nn.Module):
         Returns:
             list[torch.Tensor]: For each view ``[B, N, D]``.
         """
-        hidden = F.linear(tokens, self.gate[0].weight)
-        factors = [
-            self._stream_factors(mix(hidden), variance) for mix, variance in zip(mixings, variances, strict=True)
-        ]
-        del hidden
+        factors = self._factors(tokens, mixings, variances)
         bias = self.foreground.to_out.bias + self.background.to_out.bias
         attended: list[list[torch.Tensor]] = [[] for _ in mixings]  # for each view the heads, [B, N, h * 64]
         outs = []
@@ -166,6 +162,15 @@ class ForegroundBackgroundAttention(nn.Module):
         while attended:  # in turn: the heads of one view and its result are held together, not those of all
             results.append(self.norm(F.linear(torch.cat(attended.pop(0), dim=-1), out, bias)))
         return results
+
+    def _factors(
+        self,
+        tokens: torch.Tensor,
+        mixings: Sequence[Mixing],
+        variances: Sequence[torch.Tensor],
+    ) -> list[torch.Tensor]:
+        hidden = F.linear(tokens, self.gate[0].weight)
+        return [self._stream_factors(mix(hidden), variance) for mix, variance in zip(mixings, variances, strict=True)]
 
     def _stream_factors(self, hidden: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
         """What LayerNorm multiplies the centred tokens of both streams with, ``[B, N, 2]``.

@@ -85,7 +85,7 @@ class ReferenceBank:
 
     def __bool__(self) -> bool:
         """Whether images were seen; unlike their number, it need not be read from the device."""
-        return bool(self._images)
+        return len(self._images) > 0
 
     def get(self, category: str) -> Reference | None:
         """Images of a category, newest first; ``None`` where there are none."""
@@ -100,7 +100,7 @@ class ReferenceBank:
         new.present = is_first(keys)
         old = self._images.get(category)
         if old is not None:
-            new += old.without(new.keys)
+            new = new + old.without(new.keys)
         # A copy, so that a view does not keep the whole batch in memory.
         self._images[category] = new.first(self.size)
 

@@ -10,10 +10,7 @@ width of the joint space. The literal forms are fast as they are.
 import torch
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
-
-def is_exporting() -> bool:
-    """Whether a graph is being recorded for ONNX or another runtime."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+from anomalib_fbclip.common.functional import is_exporting
 
 
 def abnormal_probability(joint: torch.Tensor, text_features: torch.Tensor, temperature: float) -> torch.Tensor:

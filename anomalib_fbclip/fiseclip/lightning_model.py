@@ -16,7 +16,7 @@ from anomalib.models.components import AnomalibModule
 from torchmetrics.functional import spearman_corrcoef
 
 from anomalib_fbclip import registration
-from anomalib_fbclip.common.functional import pixels_checked
+from anomalib_fbclip.common.functional import is_exporting, pixels_checked
 from anomalib_fbclip.data.picture_folder import PictureFolder
 from anomalib_fbclip.host.calibration import NormalScores
 from anomalib_fbclip.host.clip_module import CLIPModule
@@ -26,7 +26,6 @@ from anomalib_fbclip.host.unreadable import UNREADABLE, files_of, read_item, rea
 from anomalib_fbclip.host.validation import is_preparation
 
 from .bank import content_keys
-from .filtering import is_exporting
 from .torch_model import DEFAULT_CLASS, MEMORY_TILES, FiSeCLIPModel
 
 logger = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from anomalib_fbclip.common.functional import (
     check_finite,
     full_precision,
     grid_of,
+    is_exporting,
     pair,
     relative_layers,
     tokens_to_grid,
@@ -26,7 +27,7 @@ from anomalib_fbclip.common.functional import (
 )
 
 from .bank import Reference, ReferenceBank, content_keys, first_of_each, tile_keys
-from .filtering import abnormal_probability, is_exporting, reference_mask, refine
+from .filtering import abnormal_probability, reference_mask, refine
 from .fusion import image_score, normal_limit, to_probability, weigh_by_text
 from .matching import (
     mean_of_smallest,
@@ -405,7 +406,7 @@ class FiSeCLIPModel(nn.Module):
                         self._match_tiles(name, here, everything, stages)
                     else:
                         seen[name] = self._match(name, here, everything, stages)
-            self._check(images, stages, alone=bool(seen))
+            self._check(images, stages, alone=len(seen) > 0)
             for name, batch in seen.items():
                 if name not in self.whole.sample:
                     self.bank.add(name, batch)
