@@ -100,6 +100,7 @@ class ReferenceBank:
         new.present = is_first(keys)
         old = self._images.get(category)
         if old is not None:
+            # Not in place, which torch 2.10 does not compile for a class of ours.
             new = new + old.without(new.keys)
         # A copy, so that a view does not keep the whole batch in memory.
         self._images[category] = new.first(self.size)
