@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from anomalib.data import PredictDataset
-from anomalib.data.utils import read_image, read_mask
+from anomalib.data.utils import get_image_filenames, read_image, read_mask
 from anomalib.data.utils.image import is_image_file
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
@@ -177,8 +177,11 @@ def predicted_folders(trainer: Trainer) -> list[Path]:
             if isinstance(callback, SaveConfigCallback):
                 data = callback.config.get("data")
                 asked = data if isinstance(data, (str, Path)) else None
-        if asked is None and len(files := files_of(dataset)) > 1:
-            asked = os.path.commonpath([path.parent for path in files])
+        if asked is None:
+            files = files_of(dataset)
+            common = os.path.commonpath([path.parent for path in files])
+            # A single file was asked for as a folder if that holds no other image.
+            asked = common if len(files) > 1 or get_image_filenames(common) == files else None
         if asked is not None and Path(asked).is_dir():
             folders.append(Path(asked))
     return folders

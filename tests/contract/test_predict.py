@@ -172,10 +172,16 @@ def test_files_that_anomalib_passes_over_are_counted_and_have_rows(dataset, mode
     assert len(rows) == 2 + len(skipped)
     assert "7 images or videos have extensions that anomalib does not read (2 .gif, " in caplog.text
     assert all(str(folder / name) in caplog.text for name in skipped)
-    # One image is asked for, and not its folder.
+    # One image is asked for, and not its folder, of which it would be one of two.
     runner = engine()
     runner.predict(model(), data_path=folder / "0.png")
     assert len(_rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv")) == 1
+    # The folder of a single image.
+    runner = engine()
+    data = {"data_path": folder / "deep"} if dataset is None else {"dataset": dataset(folder / "deep")}
+    runner.predict(model(), **data)
+    rows = _rows(Path(runner.trainer.default_root_dir) / "images" / "predictions.csv")
+    assert set(rows) == {str(folder / "deep" / name) for name in ("1.png", "d.avif")}
 
 
 class Terminate(Callback):
