@@ -53,14 +53,22 @@ def dot_product_attention(
     # A compiler writes each turn down, and those of many images would take it hours.
     in_turn = in_turn and not (torch.compiler.is_compiling() and len(query) > 1)
     # A gradient would keep all weights.
-    if not in_turn or causal or query.requires_grad:
+    if not in_turn or causal or any(tokens.requires_grad for tokens in (query, key, value)):
         return F.scaled_dot_product_attention(query, key, value, scale=scale, is_causal=causal)
-    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    query = query if scale == 1 else query * scale
     key = key.contiguous()  # else the product transposes and copies the keys of each head
-    heads_at_once = max(1, WEIGHTS_AT_ONCE // (query.shape[2] * key.shape[2]))
+    heads_at_once = min(max(1, WEIGHTS_AT_ONCE // (query.shape[2] * key.shape[2])), query.shape[:2].numel())
     parts = (tokens.flatten(0, 1).split(heads_at_once) for tokens in (query, key, value))
+    attended = []
+    # New memory of this size would be paid in each turn, page by page. A compiler plans its memory itself.
+    compiling = torch.compiler.is_compiling()
+    weights = None if compiling else query.new_empty(heads_at_once, query.shape[2], key.shape[2])
     with full_precision(query.device):
-        return torch.cat([(q @ k.mT).softmax(dim=-1) @ v for q, k, v in zip(*parts, strict=True)]).view(query.shape)
+        for q, k, v in zip(*parts, strict=True):
+            out = None if weights is None else weights[: len(q)]
+            attended.append((torch.softmax(torch.bmm(q, k.mT, out=out), dim=-1, out=out) @ v).transpose(0, 1))
+    return torch.cat(attended, dim=1).unflatten(1, query.shape[:2]).permute(1, 2, 0, 3)
 
 
 def query_key_value(attention: nn.MultiheadAttention, tokens: torch.Tensor) -> torch.Tensor:

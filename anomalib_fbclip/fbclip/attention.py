@@ -62,13 +62,13 @@ class FoldedHeads(NamedTuple):
     """Some heads, with scale, LayerNorm's weight and its centring folded into their projections.
 
     Attributes:
-        streams: Stream of each head, 0 foreground and 1 background, ``[h]``.
-        projection: Query, key, value ``[3 * h * 64, D]``.
-        shift: What the LayerNorm's bias adds to query, key, value ``[3, h, 64]``.
+        streams: Their streams, 0 foreground and 1 background, each with as many heads.
+        projection: Query, key, value, in each stream by stream ``[3 * h * 64, D]``.
+        shift: What the LayerNorm's bias adds to them ``[3 * h * 64]``.
         out: Output projection ``[D, h * 64]``.
     """
 
-    streams: torch.Tensor
+    streams: list[int]
     projection: torch.Tensor
     shift: torch.Tensor
     out: torch.Tensor
@@ -110,16 +110,17 @@ class ForegroundBackgroundAttention(nn.Module):
         Args:
             device: Where the tokens are.
         """
-        # A graph of few large nodes is written, loaded and run faster than one of many small ones.
-        together = self.in_half(device) or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if device.type == "cpu" and not together:
+        in_half = self.in_half(device)
+        if not (in_half or torch.is_grad_enabled() or torch.compiler.is_compiling() or device.type != "cpu"):
             return None
-        (heads,) = self._folded_heads(2 * HEADS)
+        # A graph of few large nodes is written, loaded and run faster than one of many small ones. On a CPU in half
+        # precision, memory for all heads would go back to the system each time, and be paid page by page again.
+        folded = list(self._folded_heads(HEADS if in_half and device.type == "cpu" else 2 * HEADS))
         if not torch.is_autocast_enabled(device.type):
-            return [heads]
+            return folded
         # Once here and not in each block: without gradients autocast remembers nothing.
         dtype = torch.get_autocast_dtype(device.type)
-        return [heads._replace(projection=heads.projection.to(dtype), out=heads.out.to(dtype))]
+        return [heads._replace(projection=heads.projection.to(dtype), out=heads.out.to(dtype)) for heads in folded]
 
     def in_half(self, device: torch.device) -> bool:
         """Whether products are computed in half precision on this device."""
@@ -194,28 +195,28 @@ class ForegroundBackgroundAttention(nn.Module):
                     chosen.append(_fold(stream, index, slice(first * HEAD_WIDTH, last * HEAD_WIDTH)))
             streams, projections, shifts, outs = zip(*chosen, strict=True)
             yield FoldedHeads(
-                torch.cat(streams),
+                list(streams),
                 torch.cat(projections, dim=1).flatten(0, 2),
-                torch.cat(shifts, dim=1),
+                torch.cat(shifts, dim=1).flatten(),
                 torch.cat(outs, dim=1),
             )
 
 
-def _fold(stream: Stream, index: int, rows: slice) -> tuple[torch.Tensor, ...]:
-    """Stream numbers ``[h]``, projection ``[3, h, 64, D]``, shift ``[3, h, 64]`` and output of a stream's heads."""
+def _fold(stream: Stream, index: int, rows: slice) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Stream, projection ``[3, h, 64, D]``, shift ``[3, h, 64]`` and output of some heads of a stream."""
     weight = torch.stack((stream.to_q.weight[rows] * stream.scale, stream.to_k.weight[rows], stream.to_v.weight[rows]))
     weight = weight.unflatten(1, (-1, HEAD_WIDTH))
     scaled = weight * stream.norm.weight
     centred = scaled - scaled.mean(dim=-1, keepdim=True)  # W (x - mean(x)) = (W - rowmean(W)) x
-    streams = torch.full((weight.shape[1],), index, device=weight.device)
-    return streams, centred, weight @ stream.norm.bias, stream.to_out.weight[:, rows]
+    return index, centred, weight @ stream.norm.bias, stream.to_out.weight[:, rows]
 
 
 def _attend(projected: torch.Tensor, factor: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Attention of some heads: projections ``[B, N, 3 * h * 64]``, factors ``[B, N, h]`` -> ``[B, N, h * 64]``."""
+    """Attention of some heads: projections ``[B, N, 3 * h * 64]``, factor of each stream -> ``[B, N, h * 64]``."""
     # In four axes: OpenVINO rounds to 8 bit in five many times slower.
     factor = factor.repeat(1, 1, 3)[..., None].to(projected.dtype)
-    shift = shift.flatten(0, 1).to(projected.dtype)
-    qkv = torch.addcmul(shift, projected.unflatten(-1, shift.shape), factor)  # [B, N, 3 * h, 64]
+    each = (factor.shape[2], -1)
+    shift = shift.to(projected.dtype).unflatten(0, each)
+    qkv = torch.addcmul(shift, projected.unflatten(-1, each), factor).flatten(2).unflatten(-1, (-1, HEAD_WIDTH))
     query, key, value = qkv.transpose(1, 2).chunk(3, dim=1)
     return dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)

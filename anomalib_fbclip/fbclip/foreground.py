@@ -52,8 +52,8 @@ def foreground_cues(tokens: torch.Tensor, previous: torch.Tensor | None) -> torc
     """
     patches = tokens[:, 1:]
     padded = F.pad(patches, (0, 0, 1, 1))
-    neighbours = (padded[:, :-2] + patches + padded[:, 2:]) / 3
-    local_saliency = (patches - neighbours).norm(dim=-1)  # eq. 38
+    neighbours = (padded[:, :-2] + patches).add_(padded[:, 2:]).div_(3)
+    local_saliency = neighbours.sub_(patches).norm(dim=-1)  # eq. 38
     centre_distance = (patches - patches.mean(dim=1, keepdim=True)).norm(dim=-1)  # eq. 39-40
     inconsistency = 1 - class_similarity(tokens)  # eq. 41
     variation = torch.zeros_like(inconsistency) if previous is None else (patches - previous[:, 1:]).norm(dim=-1)

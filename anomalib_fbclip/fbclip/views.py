@@ -174,10 +174,12 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None =
     foreground = foreground_logits.softmax(dim=-1) * p_window / p_window.sum(dim=-1, keepdim=True).clamp(min=_EPS)
     remainder = 1 - p_window
     background = background_logits.softmax(dim=-1) * remainder / remainder.sum(dim=-1, keepdim=True).clamp(min=_EPS)
-    bands = _bands(foreground + background, grid)  # [5, B, g_h, g_w, g_w + 4]
+    bands = _bands(foreground + background, grid)  # [5, B, g_h, g_w, g_w]
 
     def mix(values: torch.Tensor) -> torch.Tensor:
-        image = F.pad(values[:, 1:].unflatten(1, grid), (0, 0, 2, 2, 2, 2))
+        patches = values[:, 1:].unflatten(1, grid)
+        outside = patches.new_zeros(batch, WINDOW // 2, grid[1], patches.shape[-1])
+        image = torch.cat((outside, patches, outside), dim=1)  # padding would fill all of it first
         return torch.cat((values[:, :1], _banded_sum(bands.to(values.dtype), image)), dim=1)
 
     return mix
@@ -205,15 +207,15 @@ def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
 
 
 def _bands(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Weights of the 25 tokens around each place ``[B, L, 25]`` to row-by-row bands ``[5, B, g_h, g_w, g_w + 4]``."""
+    """Weights of the 25 tokens around each place ``[B, L, 25]`` to row-by-row bands ``[5, B, g_h, g_w, g_w]``."""
     width = grid[1]
     rows = weights.unflatten(1, grid).unflatten(-1, (WINDOW, WINDOW))
     padded = F.pad(rows.movedim(-2, 0), (0, width)).flatten(-2)[..., : width * (width + WINDOW - 1)]
-    return padded.unflatten(-1, (width, width + WINDOW - 1))
+    return padded.unflatten(-1, (width, width + WINDOW - 1)).narrow(-1, WINDOW // 2, width).contiguous()
 
 
 def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Sum of the 25 tokens around each place: bands, padded tokens ``[B, g_h + 4, g_w + 4, C]`` -> ``[B, L, C]``."""
+    """Sum of the 25 tokens around each place: bands, padded rows ``[B, g_h + 4, g_w, C]`` -> ``[B, L, C]``."""
     height, width = bands.shape[2:4]
     # narrow() and not [:, a:b], of which a graph has one node for each axis; the sum is part of the product.
     band, *others = bands.flatten(1, 2).unbind()

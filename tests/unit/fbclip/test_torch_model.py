@@ -158,7 +158,7 @@ def test_text_cache(clip, images, monkeypatch):
         first = model(images).pred_score
         model(images)
         assert len(calls) == 1
-        model.prompts.normal_context.add_(1)
+        model.prompts.normal_context.neg_()
         assert not torch.equal(model(images).pred_score, first)
         assert len(calls) == 2
         with torch.autocast("cpu", dtype=torch.bfloat16):
