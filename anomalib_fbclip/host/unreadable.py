@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from anomalib.data import PredictDataset
-from anomalib.data.utils import get_image_filenames, read_image, read_mask
+from anomalib.data.utils import read_image, read_mask
 from anomalib.data.utils.image import is_image_file
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
@@ -177,11 +177,13 @@ def predicted_folders(trainer: Trainer) -> list[Path]:
             if isinstance(callback, SaveConfigCallback):
                 data = callback.config.get("data")
                 asked = data if isinstance(data, (str, Path)) else None
-        if asked is None:
-            files = files_of(dataset)
-            common = os.path.commonpath([path.parent for path in files])
+        if asked is None and (files := files_of(dataset)):
+            common = Path(os.path.commonpath([path.parent for path in files]))
             # A single file was asked for as a folder if that holds no other image.
-            asked = common if len(files) > 1 or get_image_filenames(common) == files else None
+            among_others = len(files) == 1 and any(
+                is_image_file(path) and path not in files for path in common.glob("**/*")
+            )
+            asked = None if among_others else common
         if asked is not None and Path(asked).is_dir():
             folders.append(Path(asked))
     return folders
