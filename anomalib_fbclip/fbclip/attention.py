@@ -62,13 +62,13 @@ class FoldedHeads(NamedTuple):
     """Some heads, with scale, LayerNorm's weight and its centring folded into their projections.
 
     Attributes:
-        streams: Their streams, 0 foreground and 1 background, each with as many heads.
-        projection: Query, key, value, in each stream by stream ``[3 * h * 64, D]``.
+        streams: Their streams, out of 0 foreground and 1 background, each with as many heads.
+        projection: Queries, then keys, then values, of each of them stream by stream ``[3 * h * 64, D]``.
         shift: What the LayerNorm's bias adds to them ``[3 * h * 64]``.
         out: Output projection ``[D, h * 64]``.
     """
 
-    streams: list[int]
+    streams: slice
     projection: torch.Tensor
     shift: torch.Tensor
     out: torch.Tensor
@@ -195,7 +195,7 @@ class ForegroundBackgroundAttention(nn.Module):
                     chosen.append(_fold(stream, index, slice(first * HEAD_WIDTH, last * HEAD_WIDTH)))
             streams, projections, shifts, outs = zip(*chosen, strict=True)
             yield FoldedHeads(
-                list(streams),
+                slice(streams[0], streams[-1] + 1),  # a list would be copied to a GPU in each use
                 torch.cat(projections, dim=1).flatten(0, 2),
                 torch.cat(shifts, dim=1).flatten(),
                 torch.cat(outs, dim=1),

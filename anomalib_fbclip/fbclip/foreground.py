@@ -52,6 +52,7 @@ def foreground_cues(tokens: torch.Tensor, previous: torch.Tensor | None) -> torc
     """
     patches = tokens[:, 1:]
     padded = F.pad(patches, (0, 0, 1, 1))
+    # In place: three tensors of the tokens' size less.
     neighbours = (padded[:, :-2] + patches).add_(padded[:, 2:]).div_(3)
     local_saliency = neighbours.sub_(patches).norm(dim=-1)  # eq. 38
     centre_distance = (patches - patches.mean(dim=1, keepdim=True)).norm(dim=-1)  # eq. 39-40
