@@ -17,12 +17,11 @@ from torch.nn import functional as F  # noqa: N812  # the name that the field us
 from anomalib_fbclip.common.functional import Grid, grid_of
 
 from .foreground import BACKGROUND_VALUE, class_similarity
+from .neighbourhoods import WINDOW, neighbour_mixing, neighbour_products
 
 VIEWS = ("id", "sem", "spa")
 SEMANTIC_STRENGTH = 0.6
 """Share of the aggregated tokens in the semantic view (eq. 15)."""
-WINDOW = 5
-"""Side of the neighbourhoods of the spatial view, in patches (eq. 16)."""
 _EPS = 1e-8
 
 Mixing = Callable[[torch.Tensor], torch.Tensor]
@@ -140,8 +139,7 @@ def _two_masses(logit: torch.Tensor, on: float, off: float, foreground: torch.Te
 def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None = None) -> Mixing:
     """Fast form of :func:`spatial_view`, without 25 copies of the tokens.
 
-    Norms, cosines and distances within a window follow from dot products of neighbouring tokens, and these are bands of
-    the product of one grid row with another. The weighted sums are products with such bands, too.
+    Norms, cosines and distances within a window follow from dot products of neighbouring tokens.
 
     Args:
         tokens: Tokens ``[B, 1 + L, D]``.
@@ -152,9 +150,8 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None =
         Mixing: Keeps the class token.
     """
     class_token, patches = tokens[:, :1], tokens[:, 1:]
-    batch, length, width = patches.shape
-    grid = grid_of(length) if grid is None else grid
-    places = (batch, *grid)
+    grid = grid_of(patches.shape[1]) if grid is None else grid
+    places = (patches.shape[0], *grid)  # len() would fix the batch size of a graph
     direction = class_token[:, 0] / class_token[:, 0].norm(dim=-1, keepdim=True).clamp(min=_EPS)
     along = (patches @ direction[..., None]).view(places)
     norm = patches.norm(dim=-1).view(places)
@@ -162,11 +159,11 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None =
 
     # Outside the grid a = b = 0: cosine 0, so 1 - cos = 1; p = 0 there, so 1 - p = 1.
     background_logits = _windows((1 - p) * along)
-    a = F.pad(p[..., None] * patches.view(*places, width), (0, 0, 2, 2, 2, 2))
-    mean = F.avg_pool2d(a.permute(0, 3, 1, 2), WINDOW, stride=1).permute(0, 2, 3, 1)
-    squared_distance = (
-        _windows((p * norm) ** 2) - 2 * _banded_dot(mean, a) + mean.square().sum(dim=-1).view(batch, length, 1)
-    )
+    a = p[..., None] * patches.unflatten(1, grid)
+    mean = F.avg_pool2d(a.permute(0, 3, 1, 2), WINDOW, stride=1, padding=WINDOW // 2).permute(0, 2, 3, 1)
+    products = neighbour_products(mean, a)
+    # |a - mean|^2; the mean times itself is the mean of its products.
+    squared_distance = _windows((p * norm) ** 2) - 2 * products + products.mean(dim=-1, keepdim=True)
     inconsistency = _windows(1 - along / norm.clamp(min=_EPS), outside=1.0)
     foreground_logits = inconsistency * squared_distance.clamp(min=0).sqrt()
 
@@ -174,55 +171,13 @@ def spatial_mixing(tokens: torch.Tensor, mask: torch.Tensor, grid: Grid | None =
     foreground = foreground_logits.softmax(dim=-1) * p_window / p_window.sum(dim=-1, keepdim=True).clamp(min=_EPS)
     remainder = 1 - p_window
     background = background_logits.softmax(dim=-1) * remainder / remainder.sum(dim=-1, keepdim=True).clamp(min=_EPS)
-    bands = _bands(foreground + background, grid)  # [5, B, g_h, g_w, g_w]
-
-    def mix(values: torch.Tensor) -> torch.Tensor:
-        patches = values[:, 1:].unflatten(1, grid)
-        outside = patches.new_zeros(batch, WINDOW // 2, grid[1], patches.shape[-1])
-        image = torch.cat((outside, patches, outside), dim=1)  # padding would fill all of it first
-        return torch.cat((values[:, :1], _banded_sum(bands.to(values.dtype), image)), dim=1)
-
-    return mix
+    return neighbour_mixing(foreground + background, grid)
 
 
 def _windows(values: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
     """Scalars ``[B, g_h, g_w]`` to the 25 of each neighbourhood ``[B, L, 25]``."""
     padded = F.pad(values, (2, 2, 2, 2), value=outside)
     return padded.unfold(1, WINDOW, 1).unfold(2, WINDOW, 1).reshape(values.shape[0], -1, WINDOW**2)
-
-
-def _banded_dot(centres: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Dot products of each centre with the 25 tokens around it: ``[B, g_h, g_w, D]``, padded tokens -> ``[B, L, 25]``.
-
-    Row times row costs g_w / 5 times the needed products and is still far cheaper than 25 shifted copies, because it is
-    a matrix product; the band is then read out of each ``[g_w, g_w + 4]`` block by a change of stride.
-    """
-    batch, height, width = centres.shape[:3]
-    bands = []
-    for shift in range(WINDOW):
-        block = centres @ padded.narrow(1, shift, height).transpose(-1, -2)
-        stretched = F.pad(block.flatten(-2), (0, width)).unflatten(-1, (width, width + WINDOW))
-        bands.append(stretched.narrow(-1, 0, WINDOW))
-    return torch.cat(bands, dim=-1).reshape(batch, height * width, WINDOW**2)
-
-
-def _bands(weights: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Weights of the 25 tokens around each place ``[B, L, 25]`` to row-by-row bands ``[5, B, g_h, g_w, g_w]``."""
-    width = grid[1]
-    rows = weights.unflatten(1, grid).unflatten(-1, (WINDOW, WINDOW))
-    padded = F.pad(rows.movedim(-2, 0), (0, width)).flatten(-2)[..., : width * (width + WINDOW - 1)]
-    return padded.unflatten(-1, (width, width + WINDOW - 1)).narrow(-1, WINDOW // 2, width).contiguous()
-
-
-def _banded_sum(bands: torch.Tensor, padded: torch.Tensor) -> torch.Tensor:
-    """Sum of the 25 tokens around each place: bands, padded rows ``[B, g_h + 4, g_w, C]`` -> ``[B, L, C]``."""
-    height, width = bands.shape[2:4]
-    # narrow() and not [:, a:b], of which a graph has one node for each axis; the sum is part of the product.
-    band, *others = bands.flatten(1, 2).unbind()
-    total = band @ padded.narrow(1, 0, height).flatten(0, 1)
-    for shift, band in enumerate(others, start=1):
-        total.baddbmm_(band, padded.narrow(1, shift, height).flatten(0, 1))
-    return total.view(-1, height * width, padded.shape[-1])
 
 
 LITERAL = {"id": identity_view, "sem": semantic_view, "spa": spatial_view}
