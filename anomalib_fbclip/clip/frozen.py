@@ -26,6 +26,15 @@ LARGEST_SIDE = 2**14
 """Pixels; attention over more patches than such a square has is hopeless on any machine of today."""
 
 
+def _keep_freed_memory() -> None:
+    """Let glibc keep the memory of one image for the next one.
+
+    It gives back what is free beyond twice the largest block that was ever freed, of at most 32 MB. Tokens of an image
+    are blocks of a few MB: they would go back in the midst of it, and be paid again page by page.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
+
+
 class FrozenCLIP(nn.Module):
     """Frozen CLIP (paper, section 3.1): tokens of chosen blocks, and all text tokens.
 
@@ -75,6 +84,7 @@ class FrozenCLIP(nn.Module):
         self._check_size(self.image_size)
         self.requires_grad_(requires_grad=False)
         self.eval()
+        _keep_freed_memory()
 
     @classmethod
     def from_state_dict(

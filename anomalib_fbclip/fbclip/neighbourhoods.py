@@ -78,7 +78,11 @@ def _pattern(grid: Grid, batch: int, dtype: torch.dtype) -> torch.Tensor:
         starts = F.pad(inside.sum(dim=-1).repeat(batch).cumsum(0), (1, 0))
         side = batch * len(number)
         return torch.sparse_csr_tensor(
-            starts, columns, torch.zeros(len(columns), dtype=dtype), (side, side), check_invariants=False
+            starts,
+            columns,
+            torch.zeros(len(columns), dtype=dtype),
+            (side, side),
+            check_invariants=False,
         )
 
 
