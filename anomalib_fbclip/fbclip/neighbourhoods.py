@@ -69,28 +69,21 @@ def _neighbours(grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @lru_cache(maxsize=16)
-def _pattern(grid: Grid, batch: int, dtype: torch.dtype) -> torch.Tensor:
-    """Sparse ``[B * L, B * L]`` with an entry for each pair of neighbours."""
+def _pattern(grid: Grid, dtype: torch.dtype) -> torch.Tensor:
+    """Sparse ``[L, L]`` with an entry for each pair of neighbours."""
     number, inside = _neighbours(grid)
     with torch.inference_mode(mode=False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR")  # "in beta state"; of what is used here the tests check values
-        columns = torch.cat([number[inside] + image * len(number) for image in range(batch)])
-        starts = F.pad(inside.sum(dim=-1).repeat(batch).cumsum(0), (1, 0))
-        side = batch * len(number)
-        return torch.sparse_csr_tensor(
-            starts,
-            columns,
-            torch.zeros(len(columns), dtype=dtype),
-            (side, side),
-            check_invariants=False,
-        )
+        starts = F.pad(inside.sum(dim=-1).cumsum(0), (1, 0))
+        entries = torch.zeros(int(starts[-1]), dtype=dtype)
+        shape = (len(number), len(number))
+        return torch.sparse_csr_tensor(starts, number[inside], entries, shape, check_invariants=False)
 
 
 def _picked_products(centres: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    batch, *grid, _ = tokens.shape
-    pattern = _pattern(tuple(grid), batch, tokens.dtype)
-    products = torch.sparse.sampled_addmm(pattern, centres.flatten(0, 2), tokens.flatten(0, 2).T, beta=0.0)
-    inside = _neighbours(tuple(grid))[1].expand(batch, -1, -1)
+    batch, height, width, _ = tokens.shape
+    pattern, inside = _pattern((height, width), tokens.dtype), _neighbours((height, width))[1].expand(batch, -1, -1)
+    products = torch.sparse.sampled_addmm(pattern, centres.flatten(1, 2), tokens.flatten(1, 2).mT, beta=0.0)
     return tokens.new_zeros(inside.shape).masked_scatter_(inside, products.values())
 
 
