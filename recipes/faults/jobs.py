@@ -55,9 +55,9 @@ def engine(folder: Path, **arguments: object) -> Engine:
 
 
 def unreadable(files: list[Path], read: object) -> list[Path]:
-    """Those of ``files`` that ``read`` fails on."""
+    """Those of ``files`` that ``read`` fails on; not hidden ones, which are in writing and taken for nothing yet."""
     bad = []
-    for file in files:
+    for file in (file for file in files if not file.name.startswith(".")):
         try:
             read(file)  # type: ignore[operator]
         except (OSError, RuntimeError, ValueError, SafetensorError):  # noqa: PERF203  # each file by itself
