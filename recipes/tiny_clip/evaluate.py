@@ -99,13 +99,13 @@ def _crop(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tupl
     return image[top : top + SIDE, left : left + SIDE], mask[top : top + SIDE, left : left + SIDE]
 
 
-def magnetic_tiles(folder: str, each: int = 12, seed: int = 0) -> Set:
-    """Crops of ``each`` tiles of every kind of defect, and as many of good ones."""
+def magnetic_tiles(folder: str, each: int = 12, seed: int = 0, defects: Sequence[str] = DEFECTS) -> Set:
+    """Crops of ``each`` tiles of every one of the kinds of defect, and as many of good ones."""
     rng, images, masks = np.random.default_rng(seed), [], []
     root = Path(folder)
-    for kind in (*DEFECTS, GOOD):
+    for kind in (*defects, GOOD):
         files = sorted((root / kind / "Imgs").glob("*.jpg"))
-        for index in rng.permutation(len(files))[: each if kind != GOOD else each * len(DEFECTS)]:
+        for index in rng.permutation(len(files))[: each if kind != GOOD else each * len(defects)]:
             image = cv2.cvtColor(cv2.imread(str(files[index])), cv2.COLOR_BGR2RGB)
             mask = np.zeros(image.shape[:2], dtype=bool)
             if kind != GOOD:
@@ -214,7 +214,10 @@ def sets(options: argparse.Namespace) -> dict[str, list[Set]]:
     if options.held_out:
         found |= {"held out": [drawn(TRAIN_FAMILIES, 8, 77)], "varied": [varied()]}
     if options.magnetic_tile:
-        found["tiles"] = [magnetic_tiles(options.magnetic_tile, seed=seed) for seed in range(options.real_draws)]
+        found["tiles"] = [
+            magnetic_tiles(options.magnetic_tile, seed=seed, defects=options.defects)
+            for seed in range(options.real_draws)
+        ]
     if options.steel_strips:
         found["strips"] = [steel_strips(options.steel_strips, seed=seed) for seed in range(options.real_draws)]
     return found
@@ -225,7 +228,8 @@ def add_sets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--each", type=int, default=24, help="images of each unseen family and draw; 0: none")
     parser.add_argument("--draws", type=int, default=2, help="draws of them")
     parser.add_argument("--held-out", action="store_true", help="also the images that settings are chosen by")
-    parser.add_argument("--magnetic-tile", help="folder of MT_Blowhole, ..., MT_Free: 60 defective and 60 good crops")
+    parser.add_argument("--magnetic-tile", help="folder of MT_Blowhole, ..., MT_Free: 12 crops a defect, as many good")
+    parser.add_argument("--defects", nargs="+", choices=DEFECTS, default=DEFECTS, help="of the tiles that are taken")
     parser.add_argument("--steel-strips", help="folder of images and masks: 60 images, without image AUROC")
     parser.add_argument("--real-draws", type=int, default=1, help="draws of the real images")
 
