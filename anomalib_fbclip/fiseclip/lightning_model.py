@@ -56,6 +56,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
             depths in another tower.
         class_name: Noun in the prompts. ``None``: the category of the data set, else "object".
         correlation: Attention of the restored path: ``qq-kk``, ``qq``, ``kk`` or ``vv``. ``none``: CLIP's own tokens.
+            ``auto``: ``qq-kk``, and ``none`` with ``tiny``.
         semantic_blocks: How many of the last blocks the restored path runs through.
         temperature: Divides the cosine of tokens and text.
         refinement: Share of an image's patches, the most similar ones, that the text map is averaged over; 0: none.
@@ -101,7 +102,7 @@ class FiSeCLIP(CLIPModule, AnomalibModule):
         *,
         feature_layers: Sequence[int] | None = None,
         class_name: str | None = None,
-        correlation: str = "qq-kk",
+        correlation: str = "auto",
         semantic_blocks: int = 1,
         temperature: float = 0.07,
         refinement: float = 0.05,

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # the name that the field uses
 
 from anomalib_fbclip.clip import FrozenCLIP
+from anomalib_fbclip.clip.stem import local_width
 from anomalib_fbclip.common.functional import (
     Grid,
     are_pixels_checked,
@@ -135,6 +136,7 @@ class FiSeCLIPModel(nn.Module):
             blocks, the same relative depths for another.
         class_name: Noun in the prompts. ``None``: the image's category where it is given, else "object".
         correlation: Attention of the restored path: ``qq-kk``, ``qq``, ``kk`` or ``vv``. ``none``: CLIP's own tokens.
+            ``auto``: ``qq-kk``, and ``none`` on the embedded backbone, whose patches were trained with masks.
         semantic_blocks: How many of the last blocks the restored path runs through.
         temperature: Divides the cosine of tokens and text.
         refinement: Share of an image's patches, the most similar ones, that the text map is averaged over; 0: none.
@@ -166,7 +168,7 @@ class FiSeCLIPModel(nn.Module):
         clip: FrozenCLIP,
         feature_layers: Sequence[int] | None = None,
         class_name: str | None = None,
-        correlation: str = "qq-kk",
+        correlation: str = "auto",
         semantic_blocks: int = 1,
         temperature: float = 0.07,
         refinement: float = 0.05,
@@ -186,6 +188,8 @@ class FiSeCLIPModel(nn.Module):
         layers = relative_layers(MATCHING_LAYERS, clip.num_layers) if feature_layers is None else feature_layers
         self.feature_layers = clip.check_layers(layers)
         self.class_name = class_name
+        if correlation == "auto":
+            correlation = "none" if local_width(clip.visual) else "qq-kk"
         self.correlation = correlation
         self.semantic_blocks = semantic_blocks
         self.temperature = temperature
@@ -581,7 +585,7 @@ class FiSeCLIPModel(nn.Module):
 
 
 def _check(model: FiSeCLIPModel, bank_size: int) -> None:
-    correlations = [*CORRELATIONS, "none"]
+    correlations = ["auto", *CORRELATIONS, "none"]
     sizes = model.neighbourhoods
     checks = (
         (

@@ -40,7 +40,7 @@ ROWS = {
     "text only": {"matching": False},
     "matching only (no text at all)": {"text_weight": 0, "class_weight": 0, "filter_share": 0},
     "without filter": {"filter_share": 0},
-    "without restored semantics": {"correlation": "none"},
+    "with restored semantics": {"correlation": "qq-kk"},
     "without text weight": {"text_weight": 0},
 }
 

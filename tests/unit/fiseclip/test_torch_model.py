@@ -88,6 +88,15 @@ def test_each_argument_matters(clip, images, arguments):
     assert (results[0] - results[1]).abs().max() > 1e-6
 
 
+def test_only_the_embedded_backbones_semantics_are_not_restored(clip, tiny):
+    images = cloth(2)
+    assert FiSeCLIPModel(clip).correlation == "qq-kk"
+    names = ("auto", "none", "qq-kk")
+    own, without, restored = (FiSeCLIPModel(tiny, correlation=name).encode(images)[1] for name in names)
+    assert torch.equal(own, without)
+    assert (own - restored).abs().max() > 0.1
+
+
 def test_class_weight_moves_the_score_alone(clip, images):
     by_map, by_class = (FiSeCLIPModel(clip, class_weight=weight).analyse(images) for weight in (0, 1))
     assert torch.equal(by_map.grid_map, by_class.grid_map)
