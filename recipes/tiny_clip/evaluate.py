@@ -100,7 +100,7 @@ def _crop(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tupl
 
 
 def magnetic_tiles(folder: str, each: int = 12, seed: int = 0, defects: Sequence[str] = DEFECTS) -> Set:
-    """Crops of ``each`` tiles of every one of the kinds of defect, and as many of good ones."""
+    """Crops of ``each`` tiles of each kind in ``defects``, and as many of good ones."""
     rng, images, masks = np.random.default_rng(seed), [], []
     root = Path(folder)
     for kind in (*defects, GOOD):
