@@ -44,6 +44,7 @@ class AdapterComparison(Callback):
         loaders = trainer.val_dataloaders
         if self.earlier is None or not loaders or trainer.world_size > 1 or trainer.fast_dev_run:
             return
+        logger.info("Comparing the new adapter with %s: two passes over the validation data.", self.earlier)
         new = {name: tensor.clone() for name, tensor in pl_module.model.trained_state_dict().items()}
         after = measure(trainer, pl_module)
         try:

@@ -76,8 +76,9 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         source: Data set that the adapter was trained on, such as ``VisA``, where its file does not say it; a test on
             that data set then warns. Where the file says another one, this one counts.
         init_weights: Adapter from which training starts, in the same forms as ``weights``, which is then ``None``.
-            ``None``: training starts from random values. At the end of a run that trains, the log compares the new
-            adapter with this one, or with the one embedded with the backbone, on the validation data.
+            ``"auto"``: the one embedded with the backbone. ``None``: training starts from random values. At the end of
+            a run that trains, the log compares the new adapter with this one, or with the one embedded with the
+            backbone, on the validation data.
         temperature: Divides the cosine of tokens and text.
         smoothing_sigma: Gaussian smoothing of the map in pixels of the input; 0 switches it off.
         literal: Compute the paper's equations in their literal form: slower, the same values up to rounding. For those
@@ -188,6 +189,12 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         """
         self.model_name = model.model_name
         check_backbone(self.hparams["backbone"])  # by its name, before an adapter is fetched
+        if self.init_weights == "auto":
+            self.init_weights = self._embedded_adapter()
+            if self.init_weights is None:
+                msg = f"init_weights='auto': no {self.model_name} adapter comes with the backbone "
+                msg += f"{self.hparams['backbone']!r}: give a file, or None to train from random values."
+                raise ValueError(msg)
         arguments = self._of_embedded(self._settle(arguments))
         if self.k_shot and self._tiles["tiles"] is not None and self.resize == "keep":
             msg = f"resize='keep' with tiles={self._tiles['tiles']} and k_shot={self.k_shot}: tiles and whole images "

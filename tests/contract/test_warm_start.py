@@ -56,6 +56,16 @@ def test_training_starts_from_the_adapter_and_is_compared_with_it(
     assert_close(loaded.model.trained_state_dict(), again.model.trained_state_dict())
 
 
+@pytest.mark.parametrize("name", ["FBCLIP", "AFCLIP", "AnomalyCLIP"])
+def test_training_starts_from_the_embedded_adapter(name) -> None:
+    tiny = {"backbone": "tiny", "image_size": 56}
+    started = CLASSES[name](**tiny, weights=None, init_weights="auto")
+    assert started.init_weights == str(EMBEDDED["tiny"] / f"{name.lower()}.safetensors")
+    assert_close(started.model.trained_state_dict(), CLASSES[name](**tiny).model.trained_state_dict(), atol=0, rtol=0)
+    with pytest.raises(ValueError, match=f"no {name} adapter comes with the backbone 'ViT-B-16'"):
+        CLASSES[name](backbone="ViT-B-16", weights=None, init_weights="auto")
+
+
 @every_adapted_model
 def test_what_cannot_be_is_said(name, tmp_path) -> None:
     with pytest.raises(ValueError, match="give weights=None"):
