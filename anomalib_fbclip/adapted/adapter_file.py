@@ -45,7 +45,7 @@ MEMORY = "memory."
 
 _BESIDE = {"pictures", "false_alarm_rate", "expected_rate", "interval", "part", "parts"}
 """What thresholds may hold beside those of image and pixel and their origin: of normal images, and of parts."""
-_MAY_DIFFER = ("image_size", "smoothing_sigma")
+_MAY_DIFFER = ("image_size", "smoothing_sigma", "smooth_logits")
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "backbone": (str,),
@@ -56,6 +56,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "std": (list,),
     "image_size": (int, list),
     "smoothing_sigma": (float, int),
+    "smooth_logits": (bool,),
     "resize": (str,),
     "tiles": (int, type(None)),
     "overlap": (float, int),

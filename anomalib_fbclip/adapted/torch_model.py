@@ -253,7 +253,7 @@ class AdaptedCLIP(nn.Module, ABC):  # noqa: PLR0904  # four of them replace torc
         """
         if not return_stages:
             scores = self.score(images, places=places)
-            anomaly_map = self.upsample(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
+            anomaly_map = self.smooth(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
             return InferenceBatch(pred_score=scores.pred_score, anomaly_map=anomaly_map)
         check_finite(images)
         tokens, grid = self.encode_image(images), self.clip.grid_of_images(images)
@@ -267,7 +267,7 @@ class AdaptedCLIP(nn.Module, ABC):  # noqa: PLR0904  # four of them replace torc
         stages.memory_evidence = detection.memory_evidence
         stages.pred_score, stages.anomaly_map_grid = scores.pred_score, scores.grid_map
         stages.anomaly_map_upsampled = self.upsample(scores.grid_map, images.shape[-2:], sigma=0)
-        stages.anomaly_map_smoothed = self.upsample(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
+        stages.anomaly_map_smoothed = self.smooth(scores.grid_map, images.shape[-2:], self.smoothing_sigma)
         return InferenceBatch(pred_score=scores.pred_score, anomaly_map=stages.anomaly_map_smoothed), stages
 
     def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> Stages:
@@ -390,6 +390,10 @@ class AdaptedCLIP(nn.Module, ABC):  # noqa: PLR0904  # four of them replace torc
         """Map ``[B, g_h, g_w]`` to pixels ``[B, H, W]`` (one number: a square), smoothed with ``sigma`` pixels."""
         with full_precision(grid_map.device):  # half precision would tie neighbouring pixels
             return upsample(grid_map, size, sigma)
+
+    def smooth(self, grid_map: torch.Tensor, size: int | Sequence[int], sigma: float) -> torch.Tensor:
+        """The map that the model returns: :meth:`upsample`, unless a model smooths in another way."""
+        return self.upsample(grid_map, size, sigma)
 
     def remember(self, images: torch.Tensor, names: Sequence[str] = (), places: Sequence[Place] = ()) -> None:
         """Fill the memory of a few-shot model with normal images, instead of those before.

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2603.19608).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from anomalib.models.components import AnomalibModule
 
@@ -37,6 +38,9 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         suppression: Background suppression on or off (paper, Table 2).
         bank: ``half`` or ``full`` tokens behind the background prototype (paper, Table 5).
         causal_text: CLIP's causal text mask. The released weights were trained without it.
+        smooth_logits: Up-sample and smooth the logits of the map instead of its probabilities. ``None``: as the adapter
+            that is embedded with the backbone where it has one (``"tiny"``: ``True``, whose page says why), else
+            ``False``, as in the paper.
         focal_gamma: Exponent of the focal losses.
         dice_weight: Weight of the dice loss.
         scr_weight: Weight of the semantic consistency loss; 0 switches it off (paper, Table 5).
@@ -69,6 +73,7 @@ class FBCLIP(AdaptedModule, AnomalibModule):
         suppression: bool = True,
         bank: str = "half",
         causal_text: bool = False,
+        smooth_logits: bool | None = None,
         focal_gamma: float = 4.0,
         dice_weight: float = 0.2,
         scr_weight: float = 0.15,
@@ -85,7 +90,12 @@ class FBCLIP(AdaptedModule, AnomalibModule):
             suppression=suppression,
             bank=bank,
             causal_text=causal_text,
+            smooth_logits=smooth_logits,
         )
+
+    def calibration_settings(self) -> dict[str, Any]:
+        """Settings that thresholds hold for."""
+        return {**super().calibration_settings(), "smooth_logits": self.model.smooth_logits}
 
 
 registration.register_models()

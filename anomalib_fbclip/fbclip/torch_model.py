@@ -31,6 +31,9 @@ from .views import FAST, LITERAL, VIEWS
 _SCALE_WEIGHTS = 6
 """Entries of the weights of the blocks in the published files; the first ones are used."""
 
+_LEAST_PROBABILITY = 1e-6
+"""Of a patch whose logit is smoothed, and of its complement; float32 has a few steps below 1 there."""
+
 
 @dataclass
 class FBCLIPDetection(Detection):
@@ -65,6 +68,8 @@ class FBCLIPModel(AdaptedCLIP):
         smoothing_sigma: Gaussian smoothing of the returned map, in pixels of the input; 0 switches it off.
         few_shot: Let a memory of normal images join the text's score, see :meth:`remember`. Not part of the paper.
         literal: Compute the equations in their literal form: slower, the same values up to rounding.
+        smooth_logits: Up-sample and smooth the logits of the map instead of its probabilities, so that evidence of
+            neighbours adds up before it saturates. Not part of the paper.
         memory_radius: See :class:`~anomalib_fbclip.adapted.torch_model.AdaptedCLIP`.
 
     Raises:
@@ -96,6 +101,7 @@ class FBCLIPModel(AdaptedCLIP):
         smoothing_sigma: float = 4.0,
         few_shot: bool = False,
         literal: bool = False,
+        smooth_logits: bool = False,
         memory_radius: int | None = None,
     ) -> None:
         super().__init__(clip, feature_layers, temperature, smoothing_sigma, few_shot, literal, memory_radius)
@@ -109,6 +115,7 @@ class FBCLIPModel(AdaptedCLIP):
         self.suppression = suppression
         self.bank = bank
         self.causal_text = causal_text
+        self.smooth_logits = smooth_logits
 
         self.prompts = PromptLearner(clip, n_ctx, STATES)
         self.text_fusion = TextFeatureFusion(clip, text_poolings)
@@ -126,6 +133,7 @@ class FBCLIPModel(AdaptedCLIP):
             "suppression": self.suppression,
             "bank": self.bank,
             "causal_text": self.causal_text,
+            "smooth_logits": self.smooth_logits,
         }
 
     def encode_text(self) -> torch.Tensor:
@@ -249,6 +257,12 @@ class FBCLIPModel(AdaptedCLIP):
             feature, prototype = feature.float(), prototype.float()
             weight = background.background_dissimilarity(feature, prototype)
             return background.suppress_background(joint, prototype @ self.clip.visual.proj.float(), weight)
+
+    def smooth(self, grid_map: torch.Tensor, size: int | Sequence[int], sigma: float) -> torch.Tensor:
+        """Up-sampled and smoothed map ``[B, H, W]`` of probabilities, see ``smooth_logits``."""
+        if not self.smooth_logits:
+            return super().smooth(grid_map, size, sigma)
+        return super().smooth(grid_map.logit(eps=_LEAST_PROBABILITY), size, sigma).sigmoid()
 
     def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> FBCLIPStages:
         """The record of every stage, see :class:`FBCLIPStages`."""

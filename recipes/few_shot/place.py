@@ -172,7 +172,7 @@ def scores(model: FBCLIP, test: Encoded) -> list[float]:
     inner, shape = model.model, test.text.shape
     tokens = [block.flatten(0, 1) for block in test.tokens]
     chance = inner.abnormal_probability(test.text.flatten(0, 1), tokens, None, test.places)
-    maps = inner.upsample(tokens_to_grid(chance[:, 1:]), model.image_size, inner.smoothing_sigma)
+    maps = inner.smooth(tokens_to_grid(chance[:, 1:]), model.image_size, inner.smoothing_sigma)
     score, maps = chance[:, 0].unflatten(0, shape[:2]), maps.unflatten(0, shape[:2])
     image, pixel = ImageScores(), ScoreHistogram(regions=True)
     for index, mask in enumerate(test.masks):

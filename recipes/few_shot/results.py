@@ -77,7 +77,7 @@ def scores(model: FBCLIP, test: Encoded, few_shot: bool) -> list[float]:
     inner = model.model
     logits = test.text + inner.memory(test.tokens, test.text) if few_shot else test.text
     chance = functional.sigmoid(logits)
-    maps = inner.upsample(tokens_to_grid(chance[:, 1:]), test.masks.shape[-1], inner.smoothing_sigma)
+    maps = inner.smooth(tokens_to_grid(chance[:, 1:]), test.masks.shape[-1], inner.smoothing_sigma)
     image, pixel = ImageScores(), ScoreHistogram(regions=True)
     image.update(chance[:, 0], test.labels)
     pixel.update(maps, test.masks)

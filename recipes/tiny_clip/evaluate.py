@@ -168,7 +168,7 @@ def evaluate(model: FBCLIPModel, one: Set, size: int, rows: Sequence[str]) -> di
         for name, outs in found.items():
             change = STAGES.get(name, {})
             scores, maps = plain_scores(model, tokens, text) if name == PLAIN else switched(model, tokens, change)
-            outs.append((scores, model.upsample(maps, SIDE, sigma=4.0 * SIDE / size)))
+            outs.append((scores, model.smooth(maps, SIDE, sigma=4.0 * SIDE / size)))
     out = {}
     for name, outs in found.items():
         scores, maps = (torch.cat(parts).numpy() for parts in zip(*outs, strict=True))
@@ -198,7 +198,7 @@ def build(weights: Path | None = None, adapter: Path | None = None) -> FBCLIPMod
     """FB-CLIP on a backbone's file; without ``adapter`` its parts are untrained, good for plain similarity only."""
     weights = weights or EMBEDDED["tiny"] / "clip.safetensors"
     notes = adapter_file.read(adapter)[1] if adapter else {}
-    parts = ("views", "attention", "suppression", "text_poolings")
+    parts = ("views", "attention", "suppression", "text_poolings", "smooth_logits")
     arguments = {name: notes[name] for name in parts if name in notes}
     model = FBCLIPModel(FrozenCLIP.from_state_dict(read_weights(weights), name="tiny"), **arguments)
     if adapter:

@@ -91,7 +91,7 @@ ADAPTERS = {
         FBCLIPModel,
         FBCLIPLoss(focal_gamma=2.0, dice_weight=0.5),
         {"prompts": 5e-4, "text_fusion": 5e-4, "scale_weights": 3e-2},
-        {"views": ("id",)},
+        {"views": ("id",), "smooth_logits": True},
     ),
     "AnomalyCLIP": Adapter(AnomalyCLIPModel, AnomalyCLIPLoss(), {"prompts": 5e-3}, steps=600),
     "AFCLIP": Adapter(AFCLIPModel, AFCLIPLoss(), {"adaptor": 2e-4, "prompts": 2e-3}),

@@ -70,6 +70,7 @@ def test_adapter_and_checkpoint_carry_the_thresholds(model, engine, normal, tmp_
     assert "image_size=56" in caplog.text
     assert model(weights=path, smoothing_sigma=0.0).thresholds["origin"] == "fixed"
     assert "smoothing_sigma=4.0 and not used with smoothing_sigma=0.0" in caplog.text
+    assert model(weights=path, smooth_logits=False).thresholds["origin"] == "fixed"
     assert model(weights=path, k_shot=1).thresholds["origin"] == "fixed"
     assert model(weights=path, threshold=0.4).save_adapter(tmp_path / "b.safetensors")
     assert adapters.read(tmp_path / "b.safetensors")[1]["thresholds"]["image"] == pytest.approx(0.4)

@@ -3,6 +3,7 @@
 
 """A few normal images through anomalib's engine: where they come from, and what carries them on."""
 
+import json
 import shutil
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 import torch
 from anomalib import LearningType
 from anomalib.deploy import ExportType
+from safetensors.torch import save_file
 
 from anomalib_fbclip import FBCLIP, AuxiliaryTransfer, LabelledFolder
 from anomalib_fbclip.adapted import adapter_file as adapters
@@ -137,6 +139,17 @@ def test_the_normal_images_choose_the_radius(model, folder, tmp_path):
     other = model(k_shot=3, few_shot_source=folder, memory_radius="auto")
     other.fill_memory()
     assert other.model.memory_radius is None
+
+
+def test_a_line_file_from_before_logits_were_smoothed_keeps_its_maps_and_thresholds(model, folder, tmp_path):
+    few = model(k_shot=2, few_shot_source=folder, normal_source=folder, smooth_logits=False)
+    tensors, metadata = adapters.read(few.save_line(tmp_path / "line.safetensors"))
+    del metadata["smooth_logits"]
+    metadata["sha256"] = adapters.digest(tensors, metadata)
+    save_file(tensors, tmp_path / "old.safetensors", {key: json.dumps(value) for key, value in metadata.items()})
+    old = FBCLIP(weights=tmp_path / "old.safetensors")
+    assert not old.model.smooth_logits
+    assert old.thresholds == few.thresholds
 
 
 def test_thresholds_are_found_with_the_memory_and_stay_out_of_adapters(model, folder, tmp_path, caplog):

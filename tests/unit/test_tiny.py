@@ -48,12 +48,15 @@ def test_each_model_is_zero_shot_on_families_that_it_was_not_trained_on(model, l
     assert float(binary_auroc(maps.flatten(), masks.flatten().int())) > least
 
 
-def test_views_are_those_of_the_embedded_adapter_and_elsewhere_the_papers(model, monkeypatch):
+def test_views_and_smoothing_are_those_of_the_embedded_adapter_and_elsewhere_the_papers(model, monkeypatch):
     assert model.model.views == tuple(adapters.read(ADAPTER)[1]["views"])
     assert FBCLIP(backbone="tiny", weights=None).model.views == model.model.views
     assert FBCLIP(backbone="tiny", weights=None, views=["spa"]).model.views == ("spa",)
+    assert model.model.smooth_logits
+    assert not FBCLIP(backbone="tiny", smooth_logits=False).model.smooth_logits
     monkeypatch.setattr(FBCLIP, "_embedded_adapter", lambda _: None)
-    assert FBCLIP(backbone="tiny", weights=None).model.views == VIEWS
+    paper = FBCLIP(backbone="tiny", weights=None).model
+    assert (paper.views, paper.smooth_logits) == (VIEWS, False)
 
 
 def test_weights_are_read_within_a_second():

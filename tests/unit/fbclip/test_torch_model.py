@@ -11,6 +11,7 @@ import torch
 
 from anomalib_fbclip.adapted import torch_model
 from anomalib_fbclip.clip.prompts import PromptLearner
+from anomalib_fbclip.common.functional import upsample
 from anomalib_fbclip.fbclip.loss import FBCLIPLoss
 from anomalib_fbclip.fbclip.text_fusion import STATES
 from anomalib_fbclip.fbclip.torch_model import FBCLIPModel
@@ -67,6 +68,17 @@ def test_each_argument_matters_and_leaves_no_dead_parameter(clip, images, argume
 def test_smoothing(clip, images):
     rough = build(clip, smoothing_sigma=0)(images).anomaly_map
     assert build(clip)(images).anomaly_map.std() < rough.std()
+
+
+def test_logits_are_smoothed_on_request(clip, images):
+    paper, other = build(clip), build(clip, smooth_logits=True)
+    grid = paper.score(images).grid_map
+    expected = upsample(grid.logit(), 32, paper.smoothing_sigma).sigmoid()
+    torch.testing.assert_close(other(images).anomaly_map, expected)
+    assert torch.equal(other(images).pred_score, paper(images).pred_score)
+    sure = torch.tensor([[[0.999, 0.1], [0.1, 0.1]]])
+    assert (other.smooth(sure, 32, 4.0) - paper.smooth(sure, 32, 4.0)).amax() > 0.1
+    assert other.smooth(sure.round(), 32, 4.0).isfinite().all()
 
 
 @pytest.mark.parametrize(
