@@ -31,8 +31,9 @@ from .views import FAST, LITERAL, VIEWS
 _SCALE_WEIGHTS = 6
 """Entries of the weights of the blocks in the published files; the first ones are used."""
 
-_LEAST_PROBABILITY = 1e-6
-"""Of a patch whose logit is smoothed, and of its complement; float32 has a few steps below 1 there."""
+_LEAST_PROBABILITY = 1e-4
+"""Added to probabilities whose logits are smoothed, so that they are finite in half precision, as exported files may
+compute, and stay in their order."""
 
 
 @dataclass
@@ -262,7 +263,8 @@ class FBCLIPModel(AdaptedCLIP):
         """Up-sampled and smoothed map ``[B, H, W]`` of probabilities, see ``smooth_logits``."""
         if not self.smooth_logits:
             return super().smooth(grid_map, size, sigma)
-        return super().smooth(grid_map.logit(eps=_LEAST_PROBABILITY), size, sigma).sigmoid()
+        logit = (grid_map + _LEAST_PROBABILITY).log() - (1 - grid_map + _LEAST_PROBABILITY).log()
+        return super().smooth(logit, size, sigma).sigmoid()
 
     def record(self, tokens: list[torch.Tensor], detection: Detection, grid: Grid | None = None) -> FBCLIPStages:
         """The record of every stage, see :class:`FBCLIPStages`."""
