@@ -45,6 +45,8 @@ MEMORY = "memory."
 
 _BESIDE = {"pictures", "false_alarm_rate", "expected_rate", "interval", "part", "parts"}
 """What thresholds may hold beside those of image and pixel and their origin: of normal images, and of parts."""
+_BEFORE = {"model": "FBCLIP", "smooth_logits": False}
+"""What files say that are from before it was stored."""
 _MAY_DIFFER = ("image_size", "smoothing_sigma", "smooth_logits")
 _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -323,7 +325,7 @@ def _read_ours(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:
     if digest(tensors, metadata) != metadata.get("sha256"):
         msg = "its SHA-256 does not match its content, the file was altered or swapped: fetch it again"
         raise ValueError(msg)
-    return tensors, {"model": "FBCLIP", **metadata}
+    return tensors, {**_BEFORE, **metadata}
 
 
 def _read_published(path: Path) -> tuple[dict[str, torch.Tensor], AdapterMetadata]:

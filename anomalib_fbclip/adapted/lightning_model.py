@@ -233,7 +233,7 @@ class AdaptedModule(CLIPModule):  # noqa: PLR0904  # hooks of Lightning
         if not adapter_file.is_line(metadata):
             return arguments
         adapter_file.check_model(metadata, self.model_name, self.weights)
-        stored = {"smooth_logits": False, **metadata, "backbone": adapter_file.backbone_name(metadata)}
+        stored = {**metadata, "backbone": adapter_file.backbone_name(metadata)}
         defaults = default_values(type(self))
         used = {**self._backbone, **self._shared, **arguments, "k_shot": self.k_shot, "resize": self._resize}
         used |= {**self._tiles, "min_area": self.hparams["min_area"]}

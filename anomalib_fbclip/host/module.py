@@ -512,7 +512,7 @@ class ScoringModule(LightningModule):  # noqa: PLR0904  # hooks of Lightning
             return
         # A file from before it was stored, or a published one, is smoothed as in the papers.
         before = {"k_shot": 0, "smoothing_sigma": 4.0, "resize": "squash", "tiles": None, "overlap": None}
-        before |= {"region": None, "min_area": 0, "memory_radius": None, "smooth_logits": False}
+        before |= {"region": None, "min_area": 0, "memory_radius": None}
         theirs = {**before, **metadata}
         ours = self.calibration_settings()
         # A larger least area only removes false alarms.

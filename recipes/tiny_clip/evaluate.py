@@ -166,6 +166,7 @@ def evaluate(model: FBCLIPModel, one: Set, size: int, rows: Sequence[str]) -> di
         images = to_tensor(np.stack([cv2.resize(image, (size, size), interpolation=way) for image in chunk]))
         tokens = model.encode_image(images)
         for name, outs in found.items():
+            # Plain similarity is smoothed as FB-CLIP is, so that the rows differ by the method alone.
             change = STAGES.get(name, {})
             scores, maps = plain_scores(model, tokens, text) if name == PLAIN else switched(model, tokens, change)
             outs.append((scores, model.smooth(maps, SIDE, sigma=4.0 * SIDE / size)))

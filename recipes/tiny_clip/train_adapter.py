@@ -205,6 +205,7 @@ def measure(model: AdaptedCLIP, sets: Sequence[Tokens]) -> dict[str, float]:
         for start in range(0, len(tokens.images), 8):
             part = slice(start, start + 8)
             found = model.score(tokens.images[part], [block[part].float() for block in tokens.blocks])
+            # Probabilities as in the loss, whatever the model smooths.
             maps.append(model.upsample(found.grid_map, tokens.images.shape[-1], model.smoothing_sigma))
             scores.append(found.pred_score)
         masks = tokens.masks.numpy() > 0
